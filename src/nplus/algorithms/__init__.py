@@ -1,0 +1,1 @@
+"""Algorithms: from tensors to objectives. No model, no engine, no process group."""

@@ -1,0 +1,245 @@
+"""Frozen tensor batches passed between functions.
+
+Axes, once for the whole project (a tensor's name ends with its axes):
+
+    B  sequences (B = Q * G)     Q  prompts          G  samples per prompt      N  preference pairs
+    P  prompt width              R  response width   T = P + R                  V  vocabulary
+
+In rollouts prompts are left-padded and responses right-padded, so every response starts at column P.
+Supervised and pair batches are right-padded throughout (Detail A9).
+`tokens_BR[:, r]` is `tokens_BT[:, P + r]`; its log-prob comes from the logits at column `P + r - 1`;
+`values_BR[:, r]` is V of the state *before* that token (Detail F1). Masks are bool, True means real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from nplus.metrics import Mean
+
+
+class Batch:
+    """Row-wise operations shared by all frozen batches: the first axis of every tensor is rows."""
+
+    __slots__ = ()
+
+    def _map(self, fn: Any) -> Self:
+        changed = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor | Batch):
+                changed[field.name] = fn(value)
+            elif isinstance(value, tuple):
+                changed[field.name] = fn(value)
+        return replace(self, **changed)  # type: ignore[type-var]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with every tensor on `device`."""
+        return self._map(lambda x: x if isinstance(x, tuple) else x.to(device))
+
+    def rows(self, index: Tensor) -> Self:
+        """The rows at `index` (int64 tensor of positions, or bool mask), in that order."""
+        picked = index.nonzero().flatten() if index.dtype == torch.bool else index
+        listed = picked.tolist()
+
+        def pick(value: Any) -> Any:
+            if isinstance(value, Batch):
+                return value.rows(picked)
+            if isinstance(value, tuple):
+                return tuple(value[i] for i in listed)
+            return value[picked.to(value.device)]
+
+        return self._map(pick)
+
+    def split(self, size: int) -> Iterator[Self]:
+        """Consecutive pieces of at most `size` rows."""
+        for start in range(0, len(self), size):  # type: ignore[arg-type]
+            stop = min(start + size, len(self))  # type: ignore[arg-type]
+            yield self.rows(torch.arange(start, stop))
+
+
+def _check(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> None:
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+    if dtype is not None and tensor.dtype != dtype:
+        raise ValueError(f"{name} has dtype {tensor.dtype}, expected {dtype}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch(Batch):
+    """Right-padded sequences for next-token training; `loss_mask_BT[b, t]` marks token t as a target."""
+
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    loss_mask_BT: Tensor
+    weight_BT: Tensor
+
+    def __post_init__(self) -> None:
+        _check("mask_BT", self.mask_BT, self.tokens_BT.shape, torch.bool)
+        _check("loss_mask_BT", self.loss_mask_BT, self.tokens_BT.shape, torch.bool)
+        _check("weight_BT", self.weight_BT, self.tokens_BT.shape)
+
+    def __len__(self) -> int:
+        return self.tokens_BT.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch(Batch):
+    """Preference pairs, one row a pair, both sides right-padded to one width (Detail A9).
+
+    `chosen_NT`/`rejected_NT` hold query + response + EOS; the response masks start after the query.
+    """
+
+    chosen_NT: Tensor
+    rejected_NT: Tensor
+    chosen_mask_NT: Tensor
+    rejected_mask_NT: Tensor
+    chosen_response_mask_NT: Tensor
+    rejected_response_mask_NT: Tensor
+    margin_N: Tensor
+
+    def __post_init__(self) -> None:
+        shape = self.chosen_NT.shape
+        _check("rejected_NT", self.rejected_NT, shape)
+        for name in ("chosen_mask_NT", "rejected_mask_NT"):
+            _check(name, getattr(self, name), shape, torch.bool)
+        for name in ("chosen_response_mask_NT", "rejected_response_mask_NT"):
+            _check(name, getattr(self, name), shape, torch.bool)
+        _check("margin_N", self.margin_N, shape[:1])
+
+    def __len__(self) -> int:
+        return self.chosen_NT.shape[0]
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """`tokens_2NT, mask_2NT`: the chosen rows, then the rejected ones (one forward, Detail D1)."""
+        return (
+            torch.cat([self.chosen_NT, self.rejected_NT]),
+            torch.cat([self.chosen_mask_NT, self.rejected_mask_NT]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch(Batch):
+    """Left-padded prompts. `keys` are the prompts' ids, the names that sampling noise hangs on."""
+
+    tokens_BP: Tensor
+    mask_BP: Tensor
+    keys: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check("mask_BP", self.mask_BP, self.tokens_BP.shape, torch.bool)
+        if len(self.keys) != self.tokens_BP.shape[0]:
+            raise ValueError(f"{len(self.keys)} keys for {self.tokens_BP.shape[0]} prompts")
+        if len(self.keys) and not bool(self.mask_BP[:, -1].all()):
+            raise ValueError("prompts must be left-padded: the last column holds padding")
+
+    def __len__(self) -> int:
+        return self.tokens_BP.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation(Batch):
+    """What an engine returns: `tokens_BR` after EOS are PAD, `response_mask_BR` is True through EOS."""
+
+    prompts: PromptBatch
+    tokens_BR: Tensor
+    response_mask_BR: Tensor
+    logprobs_BR: Tensor
+    """The sampler's tempered log-probs of the sampled tokens, 0 outside the mask (Details E5, E6)."""
+    policy_version: int = 0
+
+    def __post_init__(self) -> None:
+        shape = self.tokens_BR.shape
+        _check("response_mask_BR", self.response_mask_BR, shape, torch.bool)
+        _check("logprobs_BR", self.logprobs_BR, shape)
+        if len(self.prompts) != shape[0]:
+            raise ValueError(f"{shape[0]} responses for {len(self.prompts)} prompts")
+
+    def __len__(self) -> int:
+        return self.tokens_BR.shape[0]
+
+    def sequences(self) -> tuple[Tensor, Tensor]:
+        """`tokens_BT, mask_BT` of prompt and response side by side."""
+        return (
+            torch.cat([self.prompts.tokens_BP, self.tokens_BR], dim=1),
+            torch.cat([self.prompts.mask_BP, self.response_mask_BR], dim=1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout(Batch):
+    """A generation scored: the trainer's log-probs, the reference's, and one score a sequence."""
+
+    generation: Generation
+    logprobs_BR: Tensor
+    ref_logprobs_BR: Tensor
+    scores_B: Tensor
+    has_eos_B: Tensor
+
+    def __post_init__(self) -> None:
+        shape = self.generation.tokens_BR.shape
+        _check("logprobs_BR", self.logprobs_BR, shape)
+        _check("ref_logprobs_BR", self.ref_logprobs_BR, shape)
+        _check("scores_B", self.scores_B, shape[:1])
+        _check("has_eos_B", self.has_eos_B, shape[:1], torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.generation)
+
+
+@dataclass(frozen=True, slots=True)
+class ValuedRollout(Batch):
+    """A rollout with the critic's values; `value_mask_BR` has the extra slot after EOS (Detail F1)."""
+
+    rollout: Rollout
+    values_BR: Tensor
+    value_mask_BR: Tensor
+
+    def __post_init__(self) -> None:
+        shape = self.rollout.generation.tokens_BR.shape
+        _check("values_BR", self.values_BR, shape)
+        _check("value_mask_BR", self.value_mask_BR, shape, torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.rollout)
+
+
+@dataclass(frozen=True, slots=True)
+class PPOBatch(Batch):
+    """What one PPO update trains on; advantages and returns are fixed before the first epoch."""
+
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    response_tokens_BR: Tensor
+    response_mask_BR: Tensor
+    value_mask_BR: Tensor
+    old_logprobs_BR: Tensor
+    old_values_BR: Tensor
+    advantages_BR: Tensor
+    returns_BR: Tensor
+
+    def __post_init__(self) -> None:
+        shape = self.response_tokens_BR.shape
+        for field in fields(self):
+            if field.name.endswith("_BR"):
+                _check(field.name, getattr(self, field.name), shape)
+
+    def __len__(self) -> int:
+        return self.tokens_BT.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A loss told as sums and counts: `loss = sum over terms of weight * sum / count`.
+
+    The counts are known from masks alone, so `training.update` can divide by those of the whole
+    minibatch, whatever the micro-batches.
+    """
+
+    terms: Mapping[str, tuple[float, Mean]]
+    metrics: Mapping[str, Mean]

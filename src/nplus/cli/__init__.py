@@ -1,0 +1,5 @@
+"""The command line: `nplus run|check|recipes|report`. Heavy imports stay inside the commands."""
+
+from nplus.cli.main import app
+
+__all__ = ["app"]

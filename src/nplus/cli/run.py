@@ -1,0 +1,80 @@
+"""`nplus run` and `nplus report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nplus.cli.options import ConfigFile, Recipe, Seed, Sets, resolve
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nplus.runs import RunRoot
+
+
+def run(
+    recipe: Recipe,
+    sets: Sets = None,
+    config: ConfigFile = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The run's directory; runs/RECIPE unless given."),
+    ] = None,
+    seed: Seed = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")
+    ] = None,
+) -> None:
+    """Run a recipe's stages, print the verdict and write the report.
+
+    Stages that are complete and unchanged are skipped; an interrupted one goes on where it stopped.
+    """
+    from nplus.config.batch_plan import batch_plan
+    from nplus.records import InputError
+    from nplus.runs import RunRoot
+
+    cfg = resolve(recipe, config, sets, seed)
+    batch_plan(cfg.ppo)
+    if until is not None and until not in cfg.stage_names():
+        known = ", ".join(cfg.stage_names())
+        raise InputError(f"--until {until}: not a stage of this run; its stages are {known}")
+    where = out or Path("runs") / recipe.replace(":", "-")
+    RunRoot(where).open(cfg.recipe)
+
+    from rich.console import Console
+
+    from nplus.stages.road import run_road
+
+    console = Console()
+    root = run_road(cfg, where, until=until, console=console)
+    if until is None or until == cfg.stage_names()[-1]:
+        _show(root, console)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
+) -> None:
+    """Write the report of a run again, and print its verdict."""
+    from nplus.runs import RunRoot
+
+    root = RunRoot(run)
+    root.index()
+
+    from rich.console import Console
+
+    _show(root, Console())
+
+
+def _show(root: RunRoot, console: Console) -> None:
+    """Write report and model cards; print the verdict and where the report is."""
+    from nplus.report.card import write_cards
+    from nplus.report.page import write_report
+    from nplus.report.tables import verdict
+
+    page = write_report(root)
+    write_cards(root)
+    console.print(verdict(root))
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -1,0 +1,37 @@
+"""Configuration: frozen pydantic models, one file per component; imports no torch."""
+
+from nplus.config.base import Config
+from nplus.config.data import DataConfig, TokenizerConfig, WorldConfig
+from nplus.config.model import ComputeConfig, ModelConfig
+from nplus.config.optim import BatchConfig, OptimConfig
+from nplus.config.ppo import PPOConfig
+from nplus.config.run import RunConfig
+from nplus.config.sampling import SamplingConfig
+from nplus.config.stages import (
+    EvaluateConfig,
+    LabelConfig,
+    PretrainConfig,
+    RewardConfig,
+    SampleConfig,
+    SFTConfig,
+)
+
+__all__ = [
+    "BatchConfig",
+    "ComputeConfig",
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "LabelConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PPOConfig",
+    "PretrainConfig",
+    "RewardConfig",
+    "RunConfig",
+    "SFTConfig",
+    "SampleConfig",
+    "SamplingConfig",
+    "TokenizerConfig",
+    "WorldConfig",
+]

@@ -1,0 +1,112 @@
+"""What a batch configuration comes to: rows per process, micro-batches, optimiser steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nplus.config.optim import BatchConfig
+from nplus.config.ppo import PPOConfig
+from nplus.records import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """PPO's arithmetic (Detail G1): `batch = micro * micro_batches * minibatches * world_size`."""
+
+    world_size: int
+    """Processes."""
+    updates: int
+    """Rollout batches: `total_episodes // batch_size`."""
+    local_rows: int
+    """Responses of one update in one process."""
+    minibatch_rows: int
+    """Rows of one optimiser step in one process."""
+    micro_batches: int
+    """Forwards and backwards of one optimiser step in one process."""
+    optimiser_steps: int
+    """Over the whole run: `updates * num_ppo_epochs * num_mini_batches`."""
+    episodes_used: int
+    """Responses sampled: `updates * batch_size`."""
+    episodes_left: int
+    """Episodes of `total_episodes` that do not fill a batch and are not sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedPlan:
+    """One supervised stage: passes over `rows`, cut into whole batches."""
+
+    world_size: int
+    """Processes."""
+    steps: int
+    """Optimiser steps: `epochs * rows // batch_size`, at least one."""
+    local_rows: int
+    """Rows of one step in one process."""
+    micro_batches: int
+    """Forwards and backwards of one step in one process."""
+    rows_used: int
+    """Rows seen: `steps * batch_size`."""
+
+
+def batch_plan(ppo: PPOConfig, *, world_size: int = 1) -> BatchPlan:
+    """PPO's plan over `world_size` processes; `InputError` where the rows do not divide."""
+    _positive(world_size)
+    per_minibatch, rest = divmod(ppo.batch_size, world_size * ppo.num_mini_batches)
+    if rest:
+        raise InputError(
+            f"ppo.batch_size={ppo.batch_size} does not divide over {world_size} processes times "
+            f"ppo.num_mini_batches={ppo.num_mini_batches}; make it a multiple of "
+            f"{world_size * ppo.num_mini_batches}"
+        )
+    micro_batches = _micro_batches("ppo", per_minibatch, ppo.micro_batch_size)
+    updates = ppo.total_episodes // ppo.batch_size
+    return BatchPlan(
+        world_size=world_size,
+        updates=updates,
+        local_rows=per_minibatch * ppo.num_mini_batches,
+        minibatch_rows=per_minibatch,
+        micro_batches=micro_batches,
+        optimiser_steps=updates * ppo.num_ppo_epochs * ppo.num_mini_batches,
+        episodes_used=updates * ppo.batch_size,
+        episodes_left=ppo.total_episodes - updates * ppo.batch_size,
+    )
+
+
+def supervised_plan(
+    batch: BatchConfig, *, rows: int, epochs: int = 1, world_size: int = 1, where: str = "batch"
+) -> SupervisedPlan:
+    """The plan of pre-training, SFT or reward modelling on `rows` rows (pairs for the latter).
+
+    `where` is the batch's key, for error messages.
+    """
+    _positive(world_size)
+    if rows < 1:
+        raise InputError("no rows to train on: give at least one")
+    local_rows, rest = divmod(batch.batch_size, world_size)
+    if rest:
+        raise InputError(
+            f"{where}.batch_size={batch.batch_size} does not divide over {world_size} processes; "
+            f"make it a multiple of {world_size}"
+        )
+    steps = max(1, epochs * rows // batch.batch_size)
+    return SupervisedPlan(
+        world_size=world_size,
+        steps=steps,
+        local_rows=local_rows,
+        micro_batches=_micro_batches(where, local_rows, batch.micro_batch_size),
+        rows_used=steps * batch.batch_size,
+    )
+
+
+def _micro_batches(where: str, rows: int, micro_batch_size: int) -> int:
+    count, rest = divmod(rows, micro_batch_size)
+    if rest:
+        raise InputError(
+            f"{where}.micro_batch_size={micro_batch_size} does not divide the {rows} rows that one "
+            "process has in an optimiser step; choose one that does"
+        )
+    return count
+
+
+def _positive(world_size: int) -> None:
+    if world_size < 1:
+        raise InputError(f"world_size={world_size}: at least one process is needed")

@@ -1,0 +1,73 @@
+"""Where text comes from and how it becomes tokens (details A1 to A9)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from nplus.config.base import Config
+
+TLDR_TEMPLATE = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+CNNDM_TEMPLATE = "Article:\n{article}\n\nTL;DR:\n"
+POST_TEMPLATE = "POST: {post}\n\nTL;DR:"
+
+
+class WorldConfig(Config):
+    """Rows of the embedded synthetic world, per split. Texts depend on (seed, split, index)
+    only."""
+
+    seed: int = 1
+    """Seed of the world's texts."""
+    pretrain: int = Field(20_000, ge=1)
+    """Documents for pretraining a toy model."""
+    train: int = Field(6_000, ge=1)
+    """Posts with references for SFT; PPO reuses their queries (Detail E2)."""
+    valid: int = Field(600, ge=1)
+    """Validation posts: what tuning may look at."""
+    test: int = Field(600, ge=1)
+    """Posts of the verdict."""
+    heldout: int = Field(300, ge=1)
+    """Posts each for validation and test with slot values or wordings kept out of training."""
+    news: int = Field(200, ge=0)
+    """Articles of the second domain (plays CNN/DM), evaluation only."""
+
+
+class DataConfig(Config):
+    """A dataset and its template."""
+
+    source: Literal["world", "files"] = "world"
+    """`world` writes the embedded world first; `files` reads `data`."""
+    data: str | None = None
+    """For `files`: a JSONL or Parquet file, a directory with train/valid/test files, or a hub
+    dataset name."""
+    world: WorldConfig = WorldConfig()
+    """The embedded world's sizes."""
+    template: str | None = None
+    """Query template naming columns in braces (Detail A2); None picks by the columns that are
+    there."""
+    cut_field: str | None = None
+    """The column that truncation shortens (Detail A3): `post` or `article`; None picks by the
+    template."""
+    max_query_tokens: int = Field(512, ge=8)
+    """Longest query in tokens; longer ones are cut by paragraph, then by character (Detail A3)."""
+    max_response_tokens: int = Field(53, ge=2)
+    """Longest reference in tokens, EOS included: a longer one is an error or dropped (Detail
+    A8)."""
+    overlong: Literal["error", "drop"] = "error"
+    """What to do with a row whose response would lose its EOS (Detail A8)."""
+    max_rows: int | None = None
+    """Use only the first rows of the training split."""
+    valid_fraction: float = Field(0.1, gt=0, lt=1)
+    """For a single file: share of rows, by hash of the id, set aside for validation, and again
+    for test."""
+
+
+class TokenizerConfig(Config):
+    """A tokenizer trained on the world, or the model's own."""
+
+    vocab_size: int | None = Field(None, ge=300)
+    """Train a byte-level BPE of this size on the world's texts; None takes the model's
+    tokenizer."""
+    pad_token: str = "[PAD]"
+    """PAD, distinct from EOS (Detail A7)."""

@@ -1,0 +1,212 @@
+"""A recipe's config, a YAML file and `--set key=value`, merged and checked as one."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from nplus.config.base import Config
+from nplus.config.run import RunConfig
+from nplus.records import InputError
+
+Tree = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `1e-5` is a number and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                where = key_node.start_mark
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", where
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_config(
+    recipe_config: RunConfig, *, config_file: Path | None = None, sets: Sequence[str] = ()
+) -> RunConfig:
+    """`recipe_config` changed by a YAML file, then by each `a.b=c` of `sets`, and validated again.
+
+    `data=PATH` is short for `data.data=PATH` and `data.source=files`. Every unknown key and every
+    wrong value is named in one `InputError`.
+    """
+    layers = [(str(config_file), _read_yaml(config_file))] if config_file else []
+    layers += [(f"--set {text}", _parse_set(text)) for text in sets]
+    merged = recipe_config.model_dump()
+    problems: list[str] = []
+    for source, tree in layers:
+        if isinstance(tree.get("data"), str):
+            tree = {**tree, "data": {"data": tree["data"], "source": "files"}}
+        tree, wrong = _known_only(RunConfig, tree)
+        problems += [f"{source}: {problem}" for problem in wrong]
+        merged = _merge(merged, tree)
+    if merged["recipe"] != recipe_config.recipe:
+        problems.append(
+            f"recipe={merged['recipe']!r}: these settings belong to another recipe than "
+            f"{recipe_config.recipe!r}; run that one, or remove the key"
+        )
+    try:
+        config = RunConfig.model_validate(merged)
+    except ValidationError as error:
+        problems += explain(error)
+    if problems:
+        raise InputError(_listed(problems))
+    return config
+
+
+def dump_yaml(config: Config) -> str:
+    """The config as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(config: Config) -> str:
+    """A 64-character hash, equal for equal settings."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def explain(error: ValidationError) -> list[str]:
+    """One line for each problem of a pydantic error: key, given value and what is wanted."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in problem["loc"])[1:]
+        message = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        if problem["type"] == "value_error":  # a validator of ours: its message names keys and mend
+            lines.append(f"{key}: {message}" if key else message)
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: is required and was not given")
+        else:
+            lines.append(f"{key}={problem['input']!r}: {message}")
+    return lines
+
+
+def known_keys(model: type[Config] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a config, components included."""
+    for name in model.model_fields:
+        yield prefix + name
+        if component := _component(model, name):
+            yield from known_keys(component, f"{prefix}{name}.")
+
+
+def _read_yaml(path: Path) -> Tree:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror}); name a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text; name a YAML file") from error
+    tree = _parse_yaml(text, str(path))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected keys and values, found {type(tree).__name__}")
+    return tree
+
+
+def _parse_set(text: str) -> Tree:
+    key, equals, value = text.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise InputError(f"--set {text}: needs KEY=VALUE, as in --set ppo.kl_coef=0.1")
+    tree = _parse_yaml(value, f"--set {text}")
+    for name in reversed(names):
+        tree = {name: tree}
+    return dict(tree)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"{source}{where}: not valid YAML ({error.problem}); mend it") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: not valid YAML ({error}); mend it") from error
+
+
+def _known_only(model: type[Config], tree: Tree, prefix: str = "") -> tuple[Tree, list[str]]:
+    """The part of `tree` whose keys exist, and a line for each that does not."""
+    known: Tree = {}
+    problems: list[str] = []
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if name not in model.model_fields:
+            problems.append(f"unknown key {key}{_nearest(key)}")
+        elif component := _component(model, name):
+            if isinstance(value, dict):
+                known[name], wrong = _known_only(component, value, f"{key}.")
+                problems += wrong
+            elif value is None:
+                known[name] = None
+            else:
+                first = next(iter(component.model_fields))
+                problems.append(f"{key}={value!r}: a component; set its keys, as in {key}.{first}")
+        elif isinstance(value, dict):
+            problems.append(f"unknown key {key}.{next(iter(value), '')}; {key} is one value")
+        else:
+            known[name] = value
+    return known, problems
+
+
+def _component(model: type[Config], name: str) -> type[Config] | None:
+    """The component that a field holds, or None for a plain value."""
+    annotation = model.model_fields[name].annotation
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, Config):
+            return kind
+    return None
+
+
+def _nearest(key: str) -> str:
+    """`; did you mean ...?` with the nearest known keys: the same name elsewhere, or a like one."""
+    keys = list(known_keys())
+    leaf = key.rpartition(".")[2]
+    same = [k for k in keys if k.rpartition(".")[2] == leaf]
+    near = difflib.get_close_matches(key, same, n=4, cutoff=0.0)
+    near = near or difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    if not near:
+        leaves = {k.rpartition(".")[2]: k for k in keys}
+        near = [leaves[k] for k in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return "; `nplus check RECIPE` prints every key"
+
+
+def _merge(base: Tree, changes: Mapping[str, Any]) -> Tree:
+    merged = dict(base)
+    for name, value in changes.items():
+        old = merged.get(name)
+        if isinstance(old, dict) and isinstance(value, dict):
+            merged[name] = _merge(old, value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _listed(problems: Sequence[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    lines = "".join(f"\n  - {problem}" for problem in problems)
+    return f"{len(problems)} problems with the settings:{lines}"

@@ -1,0 +1,40 @@
+"""Which network, and how it computes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from nplus.config.base import Config
+
+ToySize = Literal["0.3M", "1M", "4M", "12M"]
+
+
+class ModelConfig(Config):
+    """A toy GPT-NeoX trained from scratch, or any `AutoModelForCausalLM`."""
+
+    size: ToySize | None = None
+    """A toy GPT-NeoX of about this many parameters; None takes `model_name_or_path`."""
+    model_name_or_path: str | None = None
+    """A local directory or hub name of a causal language model, or `smollm` for the packaged
+    SmolLM2-135M."""
+    revision: str | None = None
+    """Hub revision."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Off unless asked for."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Parameter type."""
+    attn_implementation: Literal["eager", "sdpa"] = "sdpa"
+    """Attention kernel of transformers."""
+
+
+class ComputeConfig(Config):
+    """Numerics and threads of the process."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes CUDA where there is one."""
+    threads: int | None = None
+    """CPU threads of torch; None leaves torch's choice."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """`torch.set_float32_matmul_precision`."""
+    autocast: Literal["none", "bfloat16"] = "none"
+    """Autocast of training forwards; log-softmax stays in float32."""

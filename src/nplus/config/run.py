@@ -1,0 +1,83 @@
+"""A whole run: what a recipe returns."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import model_validator
+
+from nplus.config.base import Config
+from nplus.config.data import DataConfig, TokenizerConfig
+from nplus.config.model import ComputeConfig, ModelConfig
+from nplus.config.ppo import PPOConfig
+from nplus.config.stages import (
+    EvaluateConfig,
+    LabelConfig,
+    PretrainConfig,
+    RewardConfig,
+    SampleConfig,
+    SFTConfig,
+)
+
+
+class RunConfig(Config):
+    """Every stage's settings; a stage set to None is left out."""
+
+    recipe: str
+    """`family` or `family:member`, as given on the command line."""
+    seed: int = 1
+    """Names all training and sampling randomness."""
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    compute: ComputeConfig = ComputeConfig()
+    pretrain: PretrainConfig | None = None
+    sft: SFTConfig = SFTConfig()
+    sample: SampleConfig | None = None
+    label: LabelConfig = LabelConfig()
+    reward: RewardConfig = RewardConfig()
+    ppo: PPOConfig = PPOConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages this run has, in order."""
+        names = ("data", "pretrain", "sft", "sample", "label", "reward", "ppo", "evaluate")
+        absent = {name for name in ("pretrain", "sample") if getattr(self, name) is None}
+        return tuple(name for name in names if name not in absent)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.data.source == "files" and not self.data.data:
+            raise ValueError(
+                "data.data is empty: name a JSONL or Parquet file, a directory or a hub dataset, "
+                "as in --set data=posts.jsonl"
+            )
+        if self.pretrain is not None and self.model.size is None:
+            raise ValueError("pretrain trains toy models only: set model.size, or pretrain=null")
+        if self.pretrain is None and self.model.size is None and not self.model.model_name_or_path:
+            raise ValueError("no model: set model.size or model.model_name_or_path")
+        if self.data.source != "world":
+            needs = (
+                ("label.kind", self.label.kind, "world", "contrast"),
+                ("evaluate.judge", self.evaluate.judge, "gold", "reward"),
+            )
+            wrong = [(key, value, mend) for key, given, value, mend in needs if given == value]
+            if wrong:
+                given = " and ".join(f"{key}={value}" for key, value, _ in wrong)
+                mends = " and ".join(f"{key}={mend}" for key, _, mend in wrong)
+                raise ValueError(
+                    f"{given}: only the embedded world (data.source=world) has the facts for it; "
+                    f"set {mends}, or start from the recipe `real`"
+                )
+        lengths = {
+            "ppo.sampling.response_length": self.ppo.sampling.response_length,
+            "evaluate.response_length": self.evaluate.response_length,
+        }
+        for key, length in lengths.items():
+            if length < self.data.max_response_tokens:
+                raise ValueError(
+                    f"{key}={length} is below data.max_response_tokens="
+                    f"{self.data.max_response_tokens}: the policy could not end a response of "
+                    "the references' length; raise it"
+                )
+        return self

@@ -1,0 +1,94 @@
+"""The other stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from nplus.config.base import Config
+from nplus.config.optim import BatchConfig, OptimConfig
+
+
+class PretrainConfig(Config):
+    """Next-token training of a toy model from scratch."""
+
+    epochs: int = Field(1, ge=1)
+    optim: OptimConfig = OptimConfig(name="muon", learning_rate=3e-3, warmup_steps=20)
+    batch: BatchConfig = BatchConfig(batch_size=64, micro_batch_size=64)
+    summary_weight: float = Field(4.0, gt=0)
+    """Loss weight of a summary token beside a post token (weight 1)."""
+    save_steps: int = Field(0, ge=0)
+    """Checkpoint every so many steps; 0 only at the end."""
+
+
+class SFTConfig(Config):
+    """Supervised fine-tuning on demonstrations (section C)."""
+
+    epochs: int = Field(1, ge=1)
+    optim: OptimConfig = OptimConfig()
+    batch: BatchConfig = BatchConfig(batch_size=128, micro_batch_size=16)
+    loss_on: Literal["all", "response"] = "all"
+    """Detail C2: the loss covers query tokens too."""
+    max_rows: int | None = Field(None, ge=1)
+    """Use only the first demonstrations."""
+    copy_gate: float = Field(0.0, ge=0, le=1)
+    """World only: least share of stated facts that must be right, greedily, before later stages
+    may run."""
+    save_steps: int = Field(0, ge=0)
+    """Checkpoint every so many steps; 0 only at the end."""
+
+
+class SampleConfig(Config):
+    """Draws responses from trained policies, to be labelled."""
+
+    prompts: int = Field(2_000, ge=1)
+    """How many training queries to sample for."""
+    valid_prompts: int = Field(400, ge=1)
+    """How many validation queries to sample for."""
+    temperatures: tuple[float, ...] = (0.3, 0.7, 1.0)
+    """One response per prompt at each."""
+    response_length: int = Field(53, ge=1)
+    micro_batch_size: int = Field(128, ge=1)
+
+
+class LabelConfig(Config):
+    """Builds comparisons."""
+
+    kind: Literal["world", "contrast"] = "world"
+    """`world`: simulated labellers compare policies; `contrast`: the author's TL;DR
+    against another post's and against a shuffled one."""
+    pairs: int = Field(8_000, ge=1)
+    """Training comparisons."""
+    valid_pairs: int = Field(1_000, ge=1)
+    """Validation comparisons."""
+
+
+class RewardConfig(Config):
+    """Bradley-Terry reward model (section D)."""
+
+    epochs: int = Field(1, ge=1)
+    optim: OptimConfig = OptimConfig()
+    batch: BatchConfig = BatchConfig(batch_size=64, micro_batch_size=8)
+    normalise: bool = True
+    """Detail D5: shift the scores so that training demonstrations average 0."""
+    normalise_rows: int = Field(2_000, ge=1)
+    """At most this many demonstrations for the shift; the paper takes all."""
+    save_steps: int = Field(0, ge=0)
+    """Checkpoint every so many steps; 0 only at the end."""
+
+
+class EvaluateConfig(Config):
+    """The verdict (section H)."""
+
+    temperatures: tuple[float, ...] = (0.01, 0.7)
+    """Detail H1: 0.01 is the paper's; the others are reported beside it."""
+    response_length: int = Field(53, ge=1)
+    split: Literal["valid", "test"] = "test"
+    """Posts judged: `test` for the verdict, `valid` while tuning."""
+    max_rows: int | None = Field(None, ge=1)
+    """Judge only the first posts."""
+    micro_batch_size: int = Field(128, ge=1)
+    judge: Literal["gold", "reward"] = "gold"
+    """`gold`: the world's scorer; `reward`: the reward model itself, for text without a gold
+    scorer."""

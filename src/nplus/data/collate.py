@@ -1,0 +1,143 @@
+"""Records to padded tensors: prompts left-padded, what is trained on right-padded (Detail A9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from nplus.batches import PairBatch, PromptBatch, TokenBatch
+from nplus.data.tokens import Codec, response_text
+from nplus.records import Comparison, Demonstration, InputError
+
+SequenceRow = tuple[list[int], list[int]]
+"""Query ids, and response ids with EOS."""
+
+
+class HasQuery(Protocol):
+    """Any record with a query: Prompt, Demonstration, Completion, Comparison."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def query(self) -> str: ...
+
+
+class PairRow(NamedTuple):
+    """Ids of a comparison: the query, both responses with EOS, and a margin (0 without one)."""
+
+    query: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    margin: float = 0.0
+
+
+def _pad(
+    rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, width: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`tokens_BT, mask_BT` as wide as the longest row, or `width`."""
+    width = max((len(row) for row in rows), default=0) if width is None else width
+    tokens = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        span = slice(width - len(row), width) if left else slice(0, len(row))
+        tokens[i, span] = torch.tensor(row, dtype=torch.int64)
+        mask[i, span] = True
+    return tokens, mask
+
+
+def prompt_batch(
+    codec: Codec, items: Sequence[HasQuery], keys: Sequence[str] | None = None
+) -> PromptBatch:
+    """Detail A4: queries padded left to the longest of the batch; keys are the records' ids."""
+    rows = codec.encode_queries([item.query for item in items])
+    for item, row in zip(items, rows, strict=True):
+        if not row:
+            raise InputError(f"prompt {item.id!r} has an empty query; a policy needs one token")
+    tokens, mask = _pad(rows, codec.pad_id, left=True)
+    names = tuple(item.id for item in items) if keys is None else tuple(keys)
+    return PromptBatch(tokens_BP=tokens, mask_BP=mask, keys=names)
+
+
+def _encode_pairs(
+    codec: Codec, queries: Sequence[str], responses: Sequence[str]
+) -> list[SequenceRow]:
+    # Detail A5: joined by ids. A query's own trailing newline survives (Q9), and the one space
+    # before the response makes this equal to tokenising the joined text (`check_seam`).
+    return list(zip(codec.encode_queries(queries), codec.encode_responses(responses), strict=True))
+
+
+def sequence_rows(codec: Codec, demonstrations: Sequence[Demonstration]) -> list[SequenceRow]:
+    """Query ids and response ids of each demonstration; EOS ends every response (Detail A6)."""
+    return _encode_pairs(
+        codec, [d.query for d in demonstrations], [d.response for d in demonstrations]
+    )
+
+
+def token_batch(
+    rows: Sequence[SequenceRow],
+    *,
+    pad_id: int,
+    loss_on: Literal["all", "response"] = "all",
+    query_weight: float = 1.0,
+    response_weight: float = 1.0,
+) -> TokenBatch:
+    """Right-padded sequences; `loss_on="response"` leaves the query out of the loss (Detail A10).
+
+    Detail C2: with `"all"` every real token is a target but the first, which nothing predicts.
+    """
+    tokens_BT, mask_BT = _pad([[*query, *response] for query, response in rows], pad_id)
+    is_response_BT = _response_mask(mask_BT, [len(query) for query, _ in rows])
+    loss_mask_BT = (mask_BT if loss_on == "all" else is_response_BT).clone()
+    loss_mask_BT[:, :1] = False
+    weight_BT = torch.where(is_response_BT, response_weight, query_weight)
+    return TokenBatch(tokens_BT, mask_BT, loss_mask_BT, weight_BT.float())
+
+
+def _response_mask(mask_BT: Tensor, query_lengths: Sequence[int]) -> Tensor:
+    columns_T = torch.arange(mask_BT.shape[1])
+    starts_B = torch.tensor(query_lengths, dtype=torch.int64)
+    return mask_BT & (columns_T[None, :] >= starts_B[:, None])
+
+
+def pair_rows(codec: Codec, comparisons: Sequence[Comparison]) -> list[PairRow]:
+    """Ids of each comparison, the preferred response first."""
+    queries = codec.encode_queries([c.query for c in comparisons])
+    chosen = codec.encode_responses([c.chosen for c in comparisons])
+    rejected = codec.encode_responses([c.rejected for c in comparisons])
+    return [PairRow(*row) for row in zip(queries, chosen, rejected, strict=True)]
+
+
+def pair_batch(rows: Sequence[PairRow], *, pad_id: int) -> PairBatch:
+    """Both sides of every pair right-padded to one width (Detail A9)."""
+    lengths = [len(row.query) for row in rows]
+    sides = [[*row.query, *row.chosen] for row in rows] + [
+        [*row.query, *row.rejected] for row in rows
+    ]
+    tokens_2NT, mask_2NT = _pad(sides, pad_id)
+    response_2NT = _response_mask(mask_2NT, lengths * 2)
+    n = len(rows)
+    return PairBatch(
+        chosen_NT=tokens_2NT[:n],
+        rejected_NT=tokens_2NT[n:],
+        chosen_mask_NT=mask_2NT[:n],
+        rejected_mask_NT=mask_2NT[n:],
+        chosen_response_mask_NT=response_2NT[:n],
+        rejected_response_mask_NT=response_2NT[n:],
+        margin_N=torch.tensor([row.margin for row in rows], dtype=torch.float32),
+    )
+
+
+def text_batch(codec: Codec, texts: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+    """`tokens_BT, mask_BT` of (query, response) texts for a scorer: right-padded, EOS last."""
+    rows = _encode_pairs(codec, [query for query, _ in texts], [text for _, text in texts])
+    return _pad([[*query, *response] for query, response in rows], codec.pad_id)
+
+
+def check_seam(codec: Codec, query: str, response: str) -> bool:
+    """Detail A5: whether joining ids equals tokenising the joined text (EOS left aside)."""
+    joined = codec.encode(query + response_text(response))
+    return codec.encode_query(query) + codec.encode_response(response)[:-1] == joined

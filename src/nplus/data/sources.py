@@ -1,0 +1,389 @@
+"""Files, folders and hub datasets to rows, recognised by their columns (Detail A1)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nplus.config.data import CNNDM_TEMPLATE, POST_TEMPLATE, TLDR_TEMPLATE
+from nplus.data.tldr import template_fields
+from nplus.records import InputError, parse_lines
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+SPLITS = ("train", "valid", "test", "valid_heldout", "test_heldout", "news", "pretrain")
+SPLIT_NAMES = {name: name for name in SPLITS} | {
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+}
+RESPONSE_COLUMNS = ("summary", "highlights", "reference_response", "response", "completion")
+EOS_TEXT = "<|endoftext|>"
+
+Place = tuple[str, dict[str, Any]]
+"""`(where, row)`: where names file and line, or dataset and row, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawDemonstration:
+    """A checked row whose query is not cut to length yet; `cut_field` None: it must not be cut."""
+
+    where: str
+    id: str
+    template: str
+    cut_field: str | None
+    fields: Mapping[str, str]
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawComparison:
+    """A checked comparison, its query not yet cut to length, its texts without leading space."""
+
+    where: str
+    id: str
+    template: str
+    cut_field: str | None
+    fields: Mapping[str, str]
+    responses: tuple[str, str]
+    policies: tuple[str, str]
+    choice: int
+    worker: str = ""
+    batch: str = ""
+    split: str = "train"
+    confidence: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Columns by which a kind of data is known, and what is done with them."""
+
+    columns: tuple[str, ...]
+    template: str
+    cut_field: str | None
+    response: str
+    required: tuple[str, ...] = field(default=())
+    """Columns that may not be blank, beside the response."""
+
+
+DEMONSTRATIONS = (
+    Layout(("subreddit", "title", "post", "summary"), TLDR_TEMPLATE, "post", "summary", ("post",)),
+    Layout(("post", "summary"), POST_TEMPLATE, "post", "summary", ("post",)),
+    Layout(("article", "highlights"), CNNDM_TEMPLATE, "article", "highlights", ("article",)),
+    Layout(("article", "summary"), CNNDM_TEMPLATE, "article", "summary", ("article",)),
+    Layout(("query", "reference_response"), "{query}", None, "reference_response", ("query",)),
+    Layout(("query", "response"), "{query}", None, "response", ("query",)),
+    Layout(("prompt", "completion"), "{prompt}", None, "completion", ("prompt",)),
+    Layout(("text",), "", None, "text"),
+)
+PREFERENCES = (
+    Layout(("query", "chosen", "rejected"), "{query}", None, "chosen", ("query",)),
+    Layout(("prompt", "chosen", "rejected"), "{prompt}", None, "chosen", ("prompt",)),
+)
+
+
+def rows_of(path: Path) -> Iterator[Place]:
+    """`(where, row)` of a JSONL or Parquet file."""
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix != ".parquet":
+        yield from ((f"{path}, line {n}", row) for n, row in _lines(path))
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error})") from error
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield f"{path}, row {number}", row
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        yield from parse_lines(path)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from error
+
+
+def open_source(source: str | Path) -> dict[str, list[Place]]:
+    """Rows by split name; a single file is the one split `""`. InputError for what is not there.
+
+    `source` is a JSONL or Parquet file, a folder with one file a split, or a hub dataset name.
+    """
+    path = Path(source)
+    if path.is_dir():
+        splits = _folder(path)
+    elif path.is_file() or path.suffix in SUFFIXES or path.is_absolute() or str(source)[:1] in ".~":
+        splits = {"": list(rows_of(path))}
+    else:
+        splits = _hub(str(source))
+    for name, rows in splits.items():
+        if not rows:
+            raise InputError(f"{source}: {name or 'the file'} is empty; expected one row a line")
+    return splits
+
+
+def _folder(path: Path) -> dict[str, list[Place]]:
+    splits: dict[str, list[Place]] = {}
+    for file in sorted([*path.iterdir(), *path.glob("data/*")]):
+        name = re.sub(r"-\d+-of-\d+$", "", file.stem)
+        if file.suffix in SUFFIXES and name in SPLIT_NAMES:
+            splits.setdefault(SPLIT_NAMES[name], []).extend(rows_of(file))
+    if "train" not in splits:
+        raise InputError(
+            f"{path}: no file of the training split; expected train.jsonl or train.parquet "
+            "(and valid and test beside it)"
+        )
+    return splits
+
+
+def _hub(name: str) -> dict[str, list[Place]]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{name}: neither a file here nor a hub dataset that could be loaded ({reason}); "
+            "check the name, or give a local file or folder"
+        ) from error
+    return {
+        SPLIT_NAMES.get(split, split): [
+            (f"{name}, split {split}, row {number}", row) for number, row in enumerate(rows, 1)
+        ]
+        for split, rows in loaded.items()
+    }
+
+
+def load_demonstrations(
+    source: str | Path, *, template: str | None = None, cut_field: str | None = None
+) -> dict[str, list[RawDemonstration]]:
+    """Checked rows by split (`""` for a single file); a fault is an InputError naming its row."""
+    return {
+        split: demonstrations(rows, template=template, cut_field=cut_field)
+        for split, rows in open_source(source).items()
+    }
+
+
+def demonstrations(
+    rows: list[Place], *, template: str | None = None, cut_field: str | None = None
+) -> list[RawDemonstration]:
+    """Checked demonstrations; the first row's columns tell the layout of all."""
+    where, first = rows[0]
+    if template is None:
+        layout = _recognise(DEMONSTRATIONS, first, where)
+    else:
+        layout = _explicit(template, cut_field, first, where)
+    return [_demonstration(place, row, layout) for place, row in rows]
+
+
+def _recognise(layouts: tuple[Layout, ...], row: Mapping[str, Any], where: str) -> Layout:
+    for layout in layouts:
+        if set(layout.columns) <= row.keys():
+            return layout
+    accepted = "; ".join(", ".join(layout.columns) for layout in layouts)
+    raise InputError(
+        f"{where}: found columns {sorted(row)}, which match no known data; accepted are: "
+        f"{accepted}. "
+        "Rename columns, or name them in data.template"
+    )
+
+
+def _explicit(template: str, cut_field: str | None, row: Mapping[str, Any], where: str) -> Layout:
+    names = template_fields(template)
+    response = next((c for c in RESPONSE_COLUMNS if c in row and c not in names), None)
+    if response is None:
+        raise InputError(
+            f"{where}: no column with the reference text, found {sorted(row)}; "
+            f"name it one of {', '.join(RESPONSE_COLUMNS)}"
+        )
+    if not names:
+        raise InputError("data.template names no column: write one in braces, as in {post}")
+    if cut_field is None:
+        cut_field = next((n for n in ("post", "article") if n in names), None)
+        cut_field = names[0] if cut_field is None and len(names) == 1 else cut_field
+    if cut_field not in names:
+        raise InputError(
+            f"data.cut_field={cut_field!r} is not in the template; name one of {', '.join(names)}"
+        )
+    return Layout((*names, response), template, cut_field, response, (cut_field,))
+
+
+def _demonstration(where: str, row: Mapping[str, Any], layout: Layout) -> RawDemonstration:
+    fields = _fields(where, row, layout)
+    response = _prose(where, row, layout.response)
+    return RawDemonstration(
+        where=where,
+        id=_identity(row, *fields.values(), "" if layout.required else response),
+        template=layout.template,
+        cut_field=layout.cut_field,
+        fields=fields,
+        response=response,
+    )
+
+
+def _fields(where: str, row: Mapping[str, Any], layout: Layout) -> dict[str, str]:
+    fields = {name: _text(where, row, name) for name in template_fields(layout.template)}
+    for name in layout.required:
+        if not fields[name].strip():
+            raise InputError(f"{where}: field {name!r} is empty; fill it in or remove the row")
+    return fields
+
+
+def _text(where: str, row: Mapping[str, Any], name: str) -> str:
+    if name not in row:
+        raise InputError(
+            f"{where}: no field {name!r}, found {sorted(row)}; add it or remove the row"
+        )
+    value = row[name]
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        raise InputError(
+            f"{where}: field {name!r} is {kind}, expected text; mend or remove the row"
+        )
+    return value
+
+
+def _prose(where: str, row: Mapping[str, Any], name: str) -> str:
+    """A response: no spaces around it (Detail A6), no marker of a pre-tokenised column's end."""
+    text = _text(where, row, name).strip()
+    if name in ("reference_response", "chosen", "rejected"):
+        text = text.removesuffix(EOS_TEXT).rstrip()
+    if not text:
+        raise InputError(f"{where}: field {name!r} is empty; fill it in or remove the row")
+    return text
+
+
+def _identity(row: Mapping[str, Any], *texts: str) -> str:
+    """The row's own id, or one made of its text."""
+    own = row.get("id")
+    if isinstance(own, str | int) and not isinstance(own, bool) and str(own).strip():
+        return str(own)
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
+
+
+def load_comparisons(
+    source: str | Path, *, template: str | None = None, cut_field: str | None = None
+) -> list[RawComparison]:
+    """All comparisons of a source: OpenAI's schema, or `prompt`, `chosen`, `rejected`.
+
+    `template` and `cut_field` stand in for the TL;DR template of OpenAI's rows with a post. Every
+    fault is an InputError naming its row.
+    """
+    splits = _comparison_files(Path(source)) or open_source(source)
+    loaded = []
+    for split, rows in splits.items():
+        for where, row in rows:
+            if "summaries" in row or "info" in row:
+                loaded.append(_openai(where, row, template, cut_field))
+            else:
+                loaded.append(_preference(where, row, split or "train"))
+    return loaded
+
+
+def _comparison_files(path: Path) -> dict[str, list[Place]]:
+    """Every file of a folder: OpenAI names its files after batches, not splits."""
+    if not path.is_dir():
+        return {}
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    return {SPLIT_NAMES.get(file.stem, file.stem): list(rows_of(file)) for file in files}
+
+
+def _openai(
+    where: str, row: Mapping[str, Any], template: str | None, cut_field: str | None
+) -> RawComparison:
+    info = _part(where, row, "info", dict)
+    sides = _part(where, row, "summaries", list)
+    choice = row.get("choice")
+    if len(sides) != 2 or not all(isinstance(side, dict) for side in sides):
+        raise InputError(f"{where}: field 'summaries' must hold two objects with 'text'")
+    if isinstance(choice, bool) or choice not in (0, 1):
+        raise InputError(f"{where}: field 'choice' is {choice!r}, expected 0 or 1")
+    layout = _query_layout(info, template, cut_field)
+    fields = _fields(f"{where}, info", info, layout)
+    texts = [_prose(f"{where}, summaries[{i}]", side, "text") for i, side in enumerate(sides)]
+    confidence = (row.get("extra") or {}).get("confidence")
+    if confidence is not None and (isinstance(confidence, bool) or not isinstance(confidence, int)):
+        raise InputError(
+            f"{where}: field 'extra.confidence' is {confidence!r}, expected 1 to 9 or null"
+        )
+    return RawComparison(
+        where=where,
+        id=_identity(info, *fields.values()),
+        template=layout.template,
+        cut_field=layout.cut_field,
+        fields=fields,
+        responses=(texts[0], texts[1]),
+        policies=(str(sides[0].get("policy") or ""), str(sides[1].get("policy") or "")),
+        choice=int(choice),
+        worker=str(row.get("worker") or ""),
+        batch=str(row.get("batch") or ""),
+        split=str(row.get("split") or "train"),
+        confidence=confidence,
+    )
+
+
+def _query_layout(info: Mapping[str, Any], template: str | None, cut_field: str | None) -> Layout:
+    if info.get("article") is not None and info.get("post") is None:
+        return Layout(("article",), CNNDM_TEMPLATE, "article", "text", ("article",))
+    if template is None:
+        return Layout(("subreddit", "title", "post"), TLDR_TEMPLATE, "post", "text", ("post",))
+    cut = cut_field or "post"
+    if cut not in template_fields(template):
+        raise InputError(f"data.cut_field={cut!r} is not in the template {template!r}")
+    return Layout(template_fields(template), template, cut, "text", (cut,))
+
+
+def _part(where: str, row: Mapping[str, Any], name: str, kind: type) -> Any:
+    if not isinstance(row.get(name), kind):
+        raise InputError(
+            f"{where}: no field {name!r} of OpenAI's comparisons (info, summaries, choice), "
+            f"found {sorted(row)}"
+        )
+    return row[name]
+
+
+def _preference(where: str, row: Mapping[str, Any], split: str) -> RawComparison:
+    if {"chosen", "rejected"} <= row.keys() and not {"prompt", "query"} & row.keys():
+        row = _explicit_prompt(where, row)
+    layout = _recognise(PREFERENCES, row, where)
+    fields = _fields(where, row, layout)
+    return RawComparison(
+        where=where,
+        id=_identity(row, *fields.values()),
+        template=layout.template,
+        cut_field=None,
+        fields=fields,
+        responses=(_prose(where, row, "chosen"), _prose(where, row, "rejected")),
+        policies=(
+            str(row.get("chosen_policy") or "chosen"),
+            str(row.get("rejected_policy") or "rejected"),
+        ),
+        choice=0,
+        worker=str(row.get("worker") or ""),
+        batch=str(row.get("batch") or ""),
+        split=str(row.get("split") or split),
+    )
+
+
+def _explicit_prompt(where: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The shared prompt of two dialogues that differ in the assistant's last turn (HH-RLHF)."""
+    chosen, rejected = _text(where, row, "chosen"), _text(where, row, "rejected")
+    turn = "\n\nAssistant:"
+    end = chosen.rfind(turn) + len(turn)
+    if turn not in chosen or chosen[:end] != rejected[:end]:
+        raise InputError(
+            f"{where}: 'chosen' and 'rejected' share no prompt that ends in {turn!r}; "
+            "give a column 'prompt'"
+        )
+    return {**row, "prompt": chosen[:end], "chosen": chosen[end:], "rejected": rejected[end:]}

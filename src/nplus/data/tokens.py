@@ -1,0 +1,203 @@
+"""Text to token ids and back, with one EOS, one PAD of its own and no BOS (Details A5 to A8)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from nplus.records import InputError
+
+EOS_TOKEN = "<|endoftext|>"
+PAD_TOKEN = "[PAD]"
+
+
+def response_text(text: str) -> str:
+    """Detail A6: exactly one space, then the text; an empty response stays empty."""
+    stripped = text.strip()
+    return f" {stripped}" if stripped else ""
+
+
+class Codec:
+    """A tokenizer as the project uses it: nothing added to a text, markers in a text are text.
+
+    `eos_id` ends every response and `pad_id` differs from it (Detail A7). The given tokenizer gets
+    a PAD token if it has none of its own.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, pad_token: str = PAD_TOKEN) -> None:
+        """InputError for a tokenizer without EOS, or one that reads EOS out of plain text."""
+        if tokenizer.eos_token_id is None:
+            raise InputError(
+                f"tokenizer {tokenizer.name_or_path!r} has no EOS token, so no response could end; "
+                "set eos_token in its tokenizer_config.json"
+            )
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+            # Detail A7: with PAD = EOS every EOS would be masked and no model would learn to stop.
+            if pad_token == tokenizer.eos_token:
+                raise InputError(
+                    f"tokenizer.pad_token={pad_token!r} is the EOS token; name another"
+                )
+            tokenizer.add_special_tokens({"pad_token": pad_token})
+        self.tokenizer = tokenizer
+        self.eos_id: int = int(tokenizer.eos_token_id)
+        self.pad_id: int = int(tokenizer.pad_token_id)
+        marker = f"a {tokenizer.eos_token} {tokenizer.pad_token} b"
+        if {self.eos_id, self.pad_id} & set(self.encode(marker)):
+            raise InputError(
+                f"tokenizer {tokenizer.name_or_path!r} turns {tokenizer.eos_token!r} inside a text "
+                "into the EOS token; mark EOS and PAD as special tokens in its tokenizer.json"
+            )
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        pad_token: str = PAD_TOKEN,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+    ) -> Codec:
+        """The tokenizer of a directory or hub name; InputError when there is none."""
+        is_path = (
+            isinstance(source, Path) or Path(source).is_absolute() or str(source).startswith(".")
+        )
+        if is_path and not Path(source).is_dir():
+            raise InputError(f"{source}: no such tokenizer directory")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(source), trust_remote_code=trust_remote_code, revision=revision
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{source}: no tokenizer could be loaded from there ({_first_line(error)}); name a "
+                "directory with tokenizer.json, or a hub name that can be reached"
+            ) from error
+        return cls(tokenizer, pad_token=pad_token)
+
+    def save(self, path: str | Path) -> None:
+        """Write a directory that `load` and transformers read."""
+        self.tokenizer.save_pretrained(str(path))
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are, added ones included."""
+        return len(self.tokenizer)
+
+    @property
+    def required_rows(self) -> int:
+        """Rows an embedding needs for every id; PAD often fits into rows a model has to spare."""
+        return max(max(self.tokenizer.get_vocab().values()), self.eos_id, self.pad_id) + 1
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text: no special token is added, and none is read out of the text."""
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            # A post holding "<|endoftext|>" must not end: the marker is spelled out in pieces.
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, as `encode_batch` gives them."""
+        return self.encode_batch([text])[0]
+
+    def encode_query(self, query: str) -> list[int]:
+        """Ids of a query as it stands: a template's final newline belongs to it (Q9)."""
+        return self.encode(query)
+
+    def encode_queries(self, queries: Sequence[str]) -> list[list[int]]:
+        """Ids of each query."""
+        return self.encode_batch(queries)
+
+    def encode_response(self, text: str) -> list[int]:
+        """Detail A6: one leading space, the stripped text, EOS."""
+        return self.encode_responses([text])[0]
+
+    def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each response, EOS last."""
+        return [[*ids, self.eos_id] for ids in self.encode_batch([response_text(t) for t in texts])]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids without special tokens, spaces as they are."""
+        return str(
+            self.tokenizer.decode(
+                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def decode_response(self, ids: Sequence[int]) -> str:
+        """Text before the first EOS or PAD, without the leading space of Detail A6."""
+        ends = (i for i, token in enumerate(ids) if token in (self.eos_id, self.pad_id))
+        return self.decode(ids[: next(ends, len(ids))]).lstrip()
+
+    @property
+    def splits_at_spaces(self) -> bool:
+        """Whether every space after a non-space starts a new token, whatever follows.
+
+        True for byte-level tokenizers with GPT-2's pattern (GPT-2, Pythia, SmolLM, `train_bpe`);
+        False where it is not known. Truncation is faster where it holds.
+        """
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return False
+        spec = json.loads(backend.to_str())
+        added = [token["content"] for token in spec["added_tokens"] if not token["special"]]
+        if any(re.search(r"\S ", text) for text in added):
+            return False
+        normalizer = spec["normalizer"]
+        return _uses_gpt2_pattern(spec["pre_tokenizer"]) and (
+            normalizer is None or normalizer["type"] == "NFC"
+        )
+
+
+def _uses_gpt2_pattern(pre_tokenizer: dict[str, Any] | None) -> bool:
+    if pre_tokenizer is None:
+        return False
+    if pre_tokenizer["type"] == "Sequence":
+        return any(_uses_gpt2_pattern(p) for p in pre_tokenizer["pretokenizers"])
+    return pre_tokenizer["type"] == "ByteLevel" and bool(pre_tokenizer.get("use_regex"))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, pad_token: str = PAD_TOKEN) -> Codec:
+    """A byte-level BPE of at most `vocab_size` tokens, EOS id 0, PAD id 1; it can write any text.
+
+    Depends on the texts only, not on their order.
+    """
+    if pad_token == EOS_TOKEN:
+        raise InputError(f"tokenizer.pad_token={pad_token!r} is the EOS token; name another")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if vocab_size < len(alphabet) + 2:
+        raise InputError(
+            f"tokenizer.vocab_size={vocab_size} is too small: 256 bytes, EOS and PAD need "
+            f"{len(alphabet) + 2}"
+        )
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_TOKEN, pad_token],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    core.train_from_iterator(iter(texts), trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=EOS_TOKEN, pad_token=pad_token
+    )
+    return Codec(tokenizer, pad_token=pad_token)

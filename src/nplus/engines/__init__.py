@@ -1,0 +1,1 @@
+"""Engines: from a batch of prompts to sampled responses with their log-probs."""

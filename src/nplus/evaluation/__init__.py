@@ -1,0 +1,1 @@
+"""Judging: win rates, automatic metrics. Scorers are passed in."""

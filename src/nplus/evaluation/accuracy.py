@@ -1,0 +1,41 @@
+"""Reward-model accuracy, whole and by group (Detail D6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nplus.records import Comparison
+from nplus.stats import wilson
+
+
+def share(successes: int, n: int) -> dict[str, float]:
+    """`{rate, low, high, n}` with a 95% Wilson interval."""
+    low, high = wilson(successes, n)[1:] if n else (0.0, 1.0)
+    return {"rate": successes / n if n else float("nan"), "low": low, "high": high, "n": n}
+
+
+def accuracy_report(rows: Sequence[Comparison], margins: Sequence[float]) -> dict[str, Any]:
+    """Share of positive margins (score of the chosen response minus the other's), strictly.
+
+    Overall, per split, per batch, per policy pair and per confidence; rows without a confidence are left out of that table only.
+    """
+
+    def grouped(name: Callable[[Comparison], str | None]) -> list[dict[str, Any]]:
+        groups: dict[str, list[bool]] = {}
+        for row, margin in zip(rows, margins, strict=True):
+            key = name(row)
+            if key is not None:
+                groups.setdefault(key, []).append(margin > 0)
+        return [
+            {"name": key, "accuracy": sum(hits) / len(hits), "n": len(hits)}
+            for key, hits in sorted(groups.items())
+        ]
+
+    return {
+        "accuracy": share(sum(margin > 0 for margin in margins), len(margins)),
+        "by_split": grouped(lambda row: row.split),
+        "by_batch": grouped(lambda row: row.batch),
+        "by_policies": grouped(lambda row: "--".join(sorted(row.policies))),
+        "by_confidence": grouped(lambda row: None if row.confidence is None else str(row.confidence)),
+    }

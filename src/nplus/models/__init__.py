@@ -1,0 +1,1 @@
+"""Networks: causal language models, scalar (reward and value) models, toy shapes."""

@@ -1,0 +1,171 @@
+"""Scalar models: a language model's trunk with a one-number head, as reward model and as critic.
+
+The network is transformers' own `*ForSequenceClassification` with one label, so what is saved
+here loads anywhere. Output = head(final norm(hidden)) - shift (Details D2, D5).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from nplus.models.lm import (
+    built_aside,
+    disable_dropout,
+    load_complete,
+    model_inputs,
+    require_weights,
+)
+from nplus.records import InputError
+
+SHIFT_KEY = "nplus_reward_shift"
+"""Key of config.json that holds the shift where it cannot be folded into the weights."""
+_FINAL_NORMS = ("final_layer_norm", "final_layernorm", "ln_f", "norm")
+
+
+class ScalarModel(torch.nn.Module):
+    """One number per position: a reward where the text ends, a value before each token."""
+
+    shift: Tensor
+
+    def __init__(self, network: PreTrainedModel, shift: float = 0.0) -> None:
+        super().__init__()
+        head = getattr(network, "score", None)
+        if not isinstance(head, torch.nn.Linear) or head.bias is not None or head.out_features != 1:
+            raise InputError(
+                f"{type(network).__name__} has no bias-free one-label head `score`; "
+                "a reward model is a *ForSequenceClassification with num_labels=1"
+            )
+        self.network = network
+        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32))
+        disable_dropout(network)
+
+    @classmethod
+    def from_causal(cls, causal_lm: PreTrainedModel, *, pad_id: int, seed: int) -> Self:
+        """A copy of the trunk of `causal_lm` under a fresh head that depends on `seed` alone.
+
+        Detail D2: head weights ~ N(0, 1/sqrt(hidden + 1)), no bias; torch's default would be
+        uniform, and a std of 1 would start the loss far above ln 2.
+        """
+        config = copy.deepcopy(causal_lm.config)
+        config.num_labels = 1
+        config.problem_type = "regression"
+        config.use_cache = False
+        # An embedding cannot have a padding row that it does not hold; such a PAD stays unnamed.
+        config.pad_token_id = pad_id if pad_id < config.vocab_size else None
+        with torch.random.fork_rng(devices=[]):
+            network = AutoModelForSequenceClassification.from_config(
+                config,
+                dtype=causal_lm.dtype,
+                attn_implementation=causal_lm.config._attn_implementation,
+            ).to(causal_lm.device)
+        # Strict in both directions: every tensor of the trunk is copied, and none is left random.
+        network.base_model.load_state_dict(causal_lm.base_model.state_dict(), strict=True)
+        model = cls(network)
+        weight = model.network.score.weight
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            weight.copy_(noise / (weight.shape[1] + 1) ** 0.5)
+        return model
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def hidden(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """[B, T, H] last hidden states, after the final norm."""
+        return self.network.base_model(**model_inputs(tokens_BT, mask_BT)).last_hidden_state
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """[...] float32 from [..., H]: head minus shift."""
+        return hidden.float() @ self.network.score.weight[0].float() - self.shift
+
+    def values(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """[B, T] float32: the output at every position; meaningless, but finite, in padding."""
+        return self.head(self.hidden(tokens_BT, mask_BT))
+
+    def response_values(self, tokens_BT: Tensor, mask_BT: Tensor, width: int) -> Tensor:
+        """[B, R]: V of the state before each of the last `width` tokens (Detail F1).
+
+        Slot r is column P + r - 1, the columns that the log-probs come from. The slot after the EOS
+        (s + 1) reads the EOS itself, which is real; slots beyond mean nothing.
+        """
+        if not 0 < width < tokens_BT.shape[1]:
+            raise ValueError(f"a response of {width} does not fit {tokens_BT.shape[1]} columns")
+        return self.head(self.hidden(tokens_BT, mask_BT)[:, -(width + 1) : -1])
+
+    def scores(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """[B] float32, read at the last real token, wherever the padding is (Detail D4)."""
+        hidden_BTH = self.hidden(tokens_BT, mask_BT)
+        last_B = mask_BT.shape[1] - 1 - mask_BT.flip(-1).int().argmax(-1)
+        rows_B = torch.arange(len(last_B), device=last_B.device)
+        return self.head(hidden_BTH[rows_B, last_B])
+
+    def set_shift(self, shift: float | Tensor) -> None:
+        """Subtract `shift` from every output from now on (Detail D5: the demonstrations' mean)."""
+        self.shift.fill_(float(shift))
+
+    def copy(self) -> Self:
+        """An independent copy: a critic from its reward model (Detail E3)."""
+        return copy.deepcopy(self)
+
+    def save(self, path: Path | str, tokenizer: Any | None = None) -> None:
+        """Write a directory that plain `AutoModelForSequenceClassification` loads.
+
+        Where the final norm has a bias in full precision, the shift is folded into it: plain
+        transformers then gives the shifted scores, and the shift is 0 after `load`. Elsewhere
+        (RMSNorm) it stands in config.json as `nplus_reward_shift`. This object stays as it is.
+        """
+        config = self.network.config
+        state = self._folded()
+        setattr(config, SHIFT_KEY, float(self.shift) if state is None else 0.0)
+        try:
+            with built_aside(Path(path)) as aside:
+                self.network.save_pretrained(aside, state_dict=state)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(aside)
+        finally:
+            delattr(config, SHIFT_KEY)
+
+    @classmethod
+    def load(
+        cls, path: Path | str, *, dtype: torch.dtype | str = "auto", attn: str | None = None
+    ) -> Self:
+        """What `save` wrote, or any one-label classifier with a bias-free `score` head.
+
+        Raises InputError for a directory without weights, and for a checkpoint without
+        `score.weight`: transformers would make up a random head and only warn.
+        """
+        source = Path(path)
+        require_weights(source)
+        options = {} if attn is None else {"attn_implementation": attn}
+        network = load_complete(
+            AutoModelForSequenceClassification, source, dtype=dtype, num_labels=1, **options
+        )
+        shift = float(network.config.to_dict().get(SHIFT_KEY, 0.0))
+        if hasattr(network.config, SHIFT_KEY):
+            delattr(network.config, SHIFT_KEY)
+        return cls(network, shift)
+
+    def _folded(self) -> dict[str, Tensor] | None:
+        """The state dict with the shift inside the final norm's bias; None where it cannot be.
+
+        Adding `-shift * w / |w|^2` to the bias adds `-shift` to `w . h`.
+        """
+        if not float(self.shift):
+            return self.network.state_dict()
+        trunk = self.network.base_model
+        norm = next((getattr(trunk, n) for n in _FINAL_NORMS if hasattr(trunk, n)), None)
+        bias = getattr(norm, "bias", None)
+        weight = self.network.score.weight.detach()[0].double()
+        if bias is None or bias.dtype not in (torch.float32, torch.float64) or not weight.any():
+            return None
+        folded = bias.detach().double() - self.shift.double() * weight / weight.square().sum()
+        state = self.network.state_dict()
+        name = next(name for name, p in self.network.named_parameters() if p is bias)
+        return {**state, name: folded.to(bias.dtype)}

@@ -1,0 +1,69 @@
+"""Toy GPT-NeoX networks, small enough to train from scratch on a laptop CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+ROTARY_PCT = 0.25
+"""Share of each head's dimensions that carry rotary positions, as in Pythia."""
+MAX_POSITIONS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ToyShape:
+    """Width, depth and heads of a toy; the feed-forward layer is four times as wide."""
+
+    hidden: int
+    layers: int
+    heads: int
+
+
+# Parameter counts hold for a vocabulary of 2048; embeddings are untied, as in Pythia.
+TOY_SIZES: dict[str, ToyShape] = {
+    "0.3M": ToyShape(hidden=48, layers=4, heads=3),
+    "1M": ToyShape(hidden=128, layers=4, heads=4),
+    "4M": ToyShape(hidden=256, layers=4, heads=8),
+    "12M": ToyShape(hidden=384, layers=6, heads=6),
+}
+
+
+def toy_config(size: str, *, vocab_size: int, eos_id: int, pad_id: int) -> GPTNeoXConfig:
+    """Configuration of a toy; dropout is 0 throughout (Detail B1).
+
+    Raises ValueError for an unknown size, and for ids that have no embedding row.
+    """
+    if size not in TOY_SIZES:
+        raise ValueError(f"unknown toy size {size!r}; known: {sorted(TOY_SIZES)}")
+    if not (0 <= eos_id < vocab_size and 0 <= pad_id < vocab_size):
+        raise ValueError(f"eos {eos_id} and pad {pad_id} must lie in 0..{vocab_size - 1}")
+    shape = TOY_SIZES[size]
+    return GPTNeoXConfig(
+        vocab_size=vocab_size,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.hidden,
+        rotary_pct=ROTARY_PCT,
+        max_position_embeddings=MAX_POSITIONS,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        classifier_dropout=0.0,
+        use_parallel_residual=True,
+        tie_word_embeddings=False,
+        bos_token_id=eos_id,
+        eos_token_id=eos_id,
+        pad_token_id=pad_id,
+    )
+
+
+def build_toy(
+    size: str, *, vocab_size: int, eos_id: int, pad_id: int, seed: int
+) -> GPTNeoXForCausalLM:
+    """A toy whose weights depend on `seed` alone; the global generator stays as it was."""
+    config = toy_config(size, vocab_size=vocab_size, eos_id=eos_id, pad_id=pad_id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPTNeoXForCausalLM(config)

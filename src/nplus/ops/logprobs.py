@@ -1,0 +1,43 @@
+"""Log-probabilities and entropy of tempered distributions, in float32."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+TEMPERATURE_EPS = 1e-7
+"""Detail E5: added to every temperature, in sampling and in every log-prob."""
+
+
+def temper(logits: Tensor, temperature: float | None) -> Tensor:
+    """float32 `logits / (temperature + 1e-7)`; None leaves them unscaled (supervised, DPO).
+
+    Detail E5: the sampler, the reference and the training forward divide by the same number;
+    where one of the three does not, the first ratio is not 1.
+    Detail B4: log-softmax runs in float32 whatever the dtype of the model.
+    """
+    logits = logits.float()
+    return logits if temperature is None else logits / (temperature + TEMPERATURE_EPS)
+
+
+def gather_logprobs(
+    logits_BRV: Tensor, tokens_BR: Tensor, *, temperature: float | None = None
+) -> Tensor:
+    """[B, R] float32: log-probability of each token under the logits of the same slot.
+
+    Aligned, not shifted: `logits_BRV[:, r]` is what predicts `tokens_BR[:, r]` (Detail E6). Token
+    ids lie in 0..V-1, also in masked slots. Holds one [B, R, V] float32 tensor, no softmax.
+    """
+    scaled_BRV = temper(logits_BRV, temperature)
+    picked_BR = scaled_BRV.gather(-1, tokens_BR.unsqueeze(-1)).squeeze(-1)
+    return picked_BR - scaled_BRV.logsumexp(-1)
+
+
+def entropy_from_logits(logits_BRV: Tensor, *, temperature: float | None = None) -> Tensor:
+    """[B, R] float32, nats: `logsumexp(z) - sum softmax(z) * z` of the tempered logits (Detail G5).
+
+    Logits of -inf (ids that cannot be sampled) contribute nothing.
+    """
+    scaled_BRV = temper(logits_BRV, temperature)
+    probs_BRV = scaled_BRV.softmax(-1)
+    finite_BRV = scaled_BRV.masked_fill(scaled_BRV == float("-inf"), 0.0)
+    return scaled_BRV.logsumexp(-1) - (probs_BRV * finite_BRV).sum(-1)

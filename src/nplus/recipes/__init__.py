@@ -1,0 +1,32 @@
+"""Recipes: Python functions that return a complete config, named `family` or `family:member`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from nplus.config import RunConfig
+from nplus.recipes.real import real
+from nplus.recipes.toy import overoptimise, tiny, toy
+from nplus.records import InputError
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "toy": toy,
+    "toy:overoptimise": overoptimise,
+    "toy:tiny": tiny,
+    "real": real,
+}
+
+
+def recipe(name: str) -> RunConfig:
+    """The config of a recipe; `InputError` names the nearest one and lists all."""
+    if name in RECIPES:
+        return RECIPES[name]()
+    near = difflib.get_close_matches(name, RECIPES, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InputError(f"unknown recipe {name!r}; {hint}known: {', '.join(RECIPES)}")
+
+
+def summary(name: str) -> str:
+    """A recipe in one line."""
+    return (RECIPES[name].__doc__ or "").partition("\n")[0].rstrip(".")

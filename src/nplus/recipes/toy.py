@@ -1,0 +1,99 @@
+"""The toy family: a model trained from scratch on the embedded world, on a laptop's CPU."""
+
+from __future__ import annotations
+
+from nplus.config import (
+    BatchConfig,
+    ComputeConfig,
+    DataConfig,
+    EvaluateConfig,
+    LabelConfig,
+    ModelConfig,
+    OptimConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    RunConfig,
+    SampleConfig,
+    SamplingConfig,
+    SFTConfig,
+    TokenizerConfig,
+    WorldConfig,
+)
+
+RESPONSE_LENGTH = 40
+
+
+def toy() -> RunConfig:
+    """The whole road in minutes on two CPU cores: a 1M-parameter model on the embedded world."""
+    return RunConfig(
+        recipe="toy",
+        data=DataConfig(max_query_tokens=224, max_response_tokens=36),
+        tokenizer=TokenizerConfig(vocab_size=2048),
+        model=ModelConfig(size="1M"),
+        compute=ComputeConfig(device="cpu"),
+        pretrain=PretrainConfig(),
+        sft=SFTConfig(
+            optim=OptimConfig(learning_rate=1e-3),
+            batch=BatchConfig(batch_size=64, micro_batch_size=64),
+        ),
+        sample=SampleConfig(response_length=RESPONSE_LENGTH),
+        label=LabelConfig(kind="world"),
+        reward=RewardConfig(
+            optim=OptimConfig(learning_rate=5e-4),
+            batch=BatchConfig(batch_size=64, micro_batch_size=64),
+        ),
+        ppo=PPOConfig(
+            total_episodes=20 * 64,
+            batch_size=64,
+            micro_batch_size=64,
+            optim=OptimConfig(learning_rate=2e-4, lr_scheduler_type="linear"),
+            sampling=SamplingConfig(response_length=RESPONSE_LENGTH),
+            kl_coef=0.05,
+        ),
+        evaluate=EvaluateConfig(response_length=RESPONSE_LENGTH),
+    )
+
+
+def overoptimise() -> RunConfig:
+    """The toy road without a KL penalty: the reward model's score rises, the gold score falls."""
+    cfg = toy()
+    ppo = cfg.ppo.model_copy(update={"kl_coef": 0.0, "total_episodes": 60 * 64})
+    return cfg.model_copy(update={"recipe": "toy:overoptimise", "ppo": ppo})
+
+
+def tiny() -> RunConfig:
+    """Every stage of the toy road at smoke-test size: under a minute, learns next to nothing."""
+    return RunConfig(
+        recipe="toy:tiny",
+        data=DataConfig(
+            max_query_tokens=224,
+            max_response_tokens=36,
+            world=WorldConfig(pretrain=256, train=192, valid=32, test=32, heldout=16, news=8),
+        ),
+        tokenizer=TokenizerConfig(vocab_size=1024),
+        model=ModelConfig(size="0.3M"),
+        compute=ComputeConfig(device="cpu"),
+        pretrain=PretrainConfig(batch=BatchConfig(batch_size=32, micro_batch_size=32)),
+        sft=SFTConfig(
+            optim=OptimConfig(learning_rate=1e-3),
+            batch=BatchConfig(batch_size=32, micro_batch_size=32),
+        ),
+        sample=SampleConfig(prompts=32, valid_prompts=16, response_length=RESPONSE_LENGTH),
+        label=LabelConfig(kind="world", pairs=64, valid_pairs=16),
+        reward=RewardConfig(
+            optim=OptimConfig(learning_rate=5e-4),
+            batch=BatchConfig(batch_size=32, micro_batch_size=32),
+            normalise_rows=64,
+        ),
+        ppo=PPOConfig(
+            total_episodes=3 * 16,
+            batch_size=16,
+            num_ppo_epochs=2,
+            micro_batch_size=16,
+            optim=OptimConfig(learning_rate=2e-4, lr_scheduler_type="linear"),
+            sampling=SamplingConfig(response_length=RESPONSE_LENGTH),
+            sample_steps=1,
+        ),
+        evaluate=EvaluateConfig(response_length=RESPONSE_LENGTH, max_rows=16),
+    )

@@ -1,0 +1,171 @@
+"""JSON-lines records: what crosses the disk between stages.
+
+Every record is a frozen dataclass; `read_records` and `write_records` move them through JSONL.
+A reader's error names file, line and field.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+
+class InputError(ValueError):
+    """The user's input is wrong: one clear message naming file, row or key and the mend (exit
+    code 2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A query as text; `fields` are the columns its template was filled from (subreddit, title,
+    post...)."""
+
+    id: str
+    query: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+    split: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A query and the text a human wrote for it, with no leading space and no EOS (Detail A6)."""
+
+    id: str
+    query: str
+    response: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+    split: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A response sampled from a policy."""
+
+    id: str
+    query: str
+    response: str
+    policy: str
+    sample: int = 0
+    temperature: float = 1.0
+    tokens: int = 0
+    has_eos: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two responses to one query and which of them was preferred (OpenAI's fields kept)."""
+
+    id: str
+    query: str
+    responses: tuple[str, str]
+    policies: tuple[str, str]
+    choice: int
+    worker: str = ""
+    batch: str = ""
+    split: str = "train"
+    confidence: int | None = None
+
+    @property
+    def chosen(self) -> str:
+        return self.responses[self.choice]
+
+    @property
+    def rejected(self) -> str:
+        return self.responses[1 - self.choice]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One judged response beside its opponent: scores are the judge's, higher is better."""
+
+    id: str
+    split: str
+    policy: str
+    opponent: str
+    response: str
+    opponent_response: str
+    score: float
+    opponent_score: float
+    tokens: int
+    opponent_tokens: int
+
+
+Record = TypeVar("Record", Prompt, Demonstration, Completion, Comparison, Judgement)
+
+
+def parse_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`(line number, object)` of a JSONL file; an `InputError` names the line that is broken."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}, line {number}: not UTF-8 text (byte {error.start + 1} of the line); "
+                    "save the file as UTF-8"
+                ) from error
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno}); "
+                    "mend or remove the line"
+                ) from error
+            if not isinstance(row, dict):
+                raise InputError(
+                    f"{path}, line {number}: expected a JSON object, found {type(row).__name__}"
+                )
+            yield number, row
+
+
+def read_records(path: Path, kind: type[Record]) -> list[Record]:
+    """All records of `kind` in a JSONL file written by `write_records`."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    known = {f.name for f in fields(kind)}
+    needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    records = []
+    for number, row in parse_lines(path):
+        if missing := needed - row.keys():
+            raise InputError(f"{path}, line {number}: {kind.__name__} lacks {sorted(missing)}")
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in known
+        }
+        records.append(kind(**values))
+    return records
+
+
+def write_records(path: Path, records: Iterable[Any]) -> int:
+    """Write records as JSONL, aside and then renamed; returns how many."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
+    with aside.open("w", encoding="utf-8") as out:
+        for record in records:
+            out.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+            count += 1
+        out.flush()
+        os.fsync(out.fileno())
+    aside.replace(path)
+    return count
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a scorer judges: a prompt's id and query, the response, and its ids where known."""
+
+    id: str
+    query: str
+    response: str
+    tokens: tuple[int, ...] = ()
+    """Response ids through EOS, of the policy's tokenizer; empty for text from elsewhere."""
+
+
+class Scorer(Protocol):
+    """One score a sample, higher is better: a reward model, the gold scorer, a rule..."""
+
+    def score(self, samples: Sequence[Sample]) -> list[float]: ...

@@ -1,0 +1,216 @@
+"""Model cards: a README.md beside the weights of every stage that trains a model."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nplus.report.collect import RunView, StageView, collect, number
+from nplus.report.tables import headline_rows, percent, plain, reward_line, sentences, span
+from nplus.runs import RunRoot
+
+SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TAGS = {
+    "pretrain": ("pretraining", "text-generation"),
+    "sft": ("sft", "text-generation", "summarization"),
+    "reward": ("reward-model", "rlhf", "text-classification"),
+    "ppo": ("ppo", "rlhf", "text-generation", "summarization"),
+}
+WHAT = {
+    "pretrain": "A small language model trained from scratch on the run's own texts.",
+    "sft": "A summarisation policy fine-tuned on demonstrations.",
+    "reward": "A Bradley-Terry reward model: one number per post and summary, higher is better.",
+    "ppo": "A summarisation policy trained by PPO against a reward model, from the SFT policy.",
+}
+QUERY = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+EXAMPLE = QUERY.format(
+    subreddit="tifu", title="my roommate sold my bike", post="last week my roommate sold my bike."
+)
+GENERATE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+query = {query!r}
+tokens = tokenizer(query, return_tensors="pt", add_special_tokens=False)
+out = model.generate(**tokens, max_new_tokens={length}, do_sample=True, temperature=0.7)
+print(tokenizer.decode(out[0, tokens["input_ids"].shape[1]:], skip_special_tokens=True))
+```"""
+SCORE = """```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+query = {query!r}
+text = query + " my roommate sold my bike." + tokenizer.eos_token
+tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+with torch.no_grad():
+    score = model(**tokens).logits[0, 0].item() - getattr(model.config, "nplus_reward_shift", 0.0)
+```
+
+Score one text at a time, or pad with the tokenizer's PAD: the score is read at the last real token,
+which has to be the EOS."""
+SHIFT = """Scores are shifted so that training demonstrations average 0{by}. Where the network's
+final norm has a bias, the shift is folded into it and plain transformers returns shifted scores;
+elsewhere it stands in `config.json` as `nplus_reward_shift`, to be subtracted. A constant shift
+changes no comparison; scores of different reward models are not on one scale."""
+
+
+def write_cards(root: RunRoot) -> list[Path]:
+    """Write the card of every finished model of the run; a card that is unchanged is left alone."""
+    run = collect(root)
+    cards = []
+    for name, stage in run.stages.items():
+        folder = stage.path / "model"
+        if name not in TAGS or stage.status != "complete" or not folder.is_dir():
+            continue
+        card = folder / "README.md"
+        text = card_text(run, stage)
+        if not card.is_file() or card.read_text(encoding="utf-8") != text:
+            aside = card.with_name(f".{card.name}.{os.getpid()}.tmp")
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(card)
+        cards.append(card)
+    return cards
+
+
+def card_text(run: RunView, stage: StageView) -> str:
+    """The whole card as markdown with a YAML front matter."""
+    parts = [
+        *_front(run, stage),
+        f"# {run.recipe}, {stage.name}",
+        WHAT[stage.name],
+        "## Figures measured in this run",
+        "\n".join(_figures(run, stage)) or "None: the run has no evaluation yet.",
+        "## Data",
+        _data(run),
+        "## How it was trained",
+        _training(run, stage),
+        "## Use and limits",
+        _limits(run, stage),
+        "## Load it",
+        _loading(run, stage),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def base_model(config: Mapping[str, Any]) -> str:
+    """The hub name of the base model; empty for a toy model and for a local directory."""
+    model = config.get("model") or {}
+    name = str(model.get("model_name_or_path") or "")
+    if model.get("size"):
+        return ""
+    if name == "smollm":
+        return SMOLLM
+    hub = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) and not Path(name).exists()
+    return name if hub else ""
+
+
+def _front(run: RunView, stage: StageView) -> Iterator[str]:
+    kind = "text-classification" if stage.name == "reward" else "text-generation"
+    lines = ["---", "license: apache-2.0", "library_name: transformers", f"pipeline_tag: {kind}"]
+    if base := base_model(run.config):
+        lines.append(f'base_model: "{base}"')
+    lines += ["tags:", *(f"- {tag}" for tag in ("nplus", *TAGS[stage.name])), "---"]
+    yield "\n".join(lines)
+
+
+def _figures(run: RunView, stage: StageView) -> Iterator[str]:
+    if stage.name == "reward":
+        yield from (f"- {line}" for line in filter(None, [reward_line(run.evaluation)]))
+    else:
+        yield from _policy_figures(run, stage.name)
+    copy = number(stage.results.get("copy_accuracy"))
+    if copy is not None:
+        yield f"- Facts copied correctly from the post, greedy, validation posts: {percent(copy)}."
+    for metric, what in (("loss/train", "Training loss"), ("objective/kl", "KL from SFT, nats")):
+        if curve := stage.curves.get(metric):
+            steps = curve.steps[-1]
+            yield f"- {what}, mean of the last tenth of {steps:,} steps: {curve.tail():.3f}."
+
+
+def _policy_figures(run: RunView, policy: str) -> Iterator[str]:
+    rows = [r for r in run.evaluation.get("systems") or () if r.get("policy") == policy]
+    if rows:
+        yield "| posts | temperature | n | score | tokens | ends by itself | ROUGE-L |"
+        yield "|---|---|---|---|---|---|---|"
+    for r in rows:
+        yield (
+            f"| {r.get('split')} | {r.get('temperature')} | {plain(r.get('n'), 0)} "
+            f"| {plain(r.get('score'), 3)} | {plain(r.get('tokens'))} "
+            f"| {percent(r.get('eos_rate'))} | {plain(r.get('rougeL'), 3)} |"
+        )
+    if rows:
+        yield ""
+    if policy == "ppo":
+        yield from (f"- {line}" for line in sentences(run))
+        return
+    for r in headline_rows(run.evaluation):
+        if r.get("policy") == policy:
+            yield (
+                f"- Against the {r.get('opponent')}, temperature {r.get('temperature')}: {span(r)}."
+            )
+
+
+def _data(run: RunView) -> str:
+    data = run.config.get("data") or {}
+    if data.get("source") == "world":
+        return (
+            "The embedded synthetic TL;DR world of nplus: posts written by a program from hidden "
+            "fact sheets, with references, simulated labellers and a gold scorer that knows the "
+            "facts. English, no real people."
+        )
+    name = Path(str(data.get("data") or "")).name or "not recorded"
+    text = f"The user's own data set, `{name}`. Its licence and contents are its owner's."
+    template = data.get("template")
+    return f"{text}\n\nQuery template: `{template!r}`" if template else text
+
+
+def _training(run: RunView, stage: StageView) -> str:
+    manifest = stage.manifest
+    base = base_model(run.config)
+    size = (run.config.get("model") or {}).get("size")
+    origin = f"from `{base}`" if base else f"a GPT-NeoX of about {size} parameters" if size else ""
+    lines = [f"Recipe `{run.recipe}`, stage `{stage.name}`" + (f", {origin}." if origin else ".")]
+    if base:
+        lines.append("The base model's licence applies to what is derived from it.")
+    if manifest:
+        lines.append(
+            f"Seed {manifest.seed}, {plain(manifest.seconds, 0)} s on {manifest.device}, "
+            f"nplus {manifest.packages.get('nplus', '')} (code {manifest.code_version}), "
+            f"torch {manifest.packages.get('torch', '')}, "
+            f"transformers {manifest.packages.get('transformers', '')}."
+        )
+        lines.append(f"Key of the stage: `{manifest.key}`.")
+    return " ".join(lines)
+
+
+def _limits(run: RunView, stage: StageView) -> str:
+    lines = []
+    if stage.name == "reward":
+        shift = number(stage.results.get("shift"))
+        lines.append(SHIFT.format(by="" if shift is None else f" (by {shift:.4f})"))
+        lines.append(
+            "Meant for texts like those it was trained on. Optimising against it without a KL "
+            "penalty finds its mistakes."
+        )
+    else:
+        lines.append(
+            "For research on RLHF: summaries of posts in the template below. It may state things "
+            "the post does not say; check before relying on it."
+        )
+    if (run.config.get("data") or {}).get("source") == "world":
+        lines.append("It knows only the synthetic world's posts and is of no use on real text.")
+    return "\n\n".join(lines)
+
+
+def _loading(run: RunView, stage: StageView) -> str:
+    length = (run.config.get("evaluate") or {}).get("response_length") or 53
+    text = SCORE if stage.name == "reward" else GENERATE
+    return text.format(query=EXAMPLE, length=length)

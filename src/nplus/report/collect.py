@@ -1,0 +1,150 @@
+"""Reads a run directory into one frozen structure; whatever is not there yet is simply absent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nplus.records import InputError, parse_lines
+from nplus.runs import Manifest, RunRoot, StageDir
+
+ORDER = ("data", "pretrain", "sft", "sample", "label", "reward", "ppo", "evaluate")
+SYSTEMS = ("reference", "sft", "ppo")
+TABLE = "table.jsonl"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One journalled metric: finite values only, in step order."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    @property
+    def last(self) -> float:
+        return self.values[-1]
+
+    def tail(self, share: float = 0.1) -> float:
+        """Mean of the last `share` of the values (at least one): steadier than the last."""
+        count = max(1, int(len(self.values) * share))
+        return sum(self.values[-count:]) / count
+
+
+@dataclass(frozen=True, slots=True)
+class StageView:
+    """One stage as it stands. `manifest` is None before it ran."""
+
+    name: str
+    path: Path
+    manifest: Manifest | None
+    curves: Mapping[str, Curve]
+    samples: Mapping[int, list[dict[str, Any]]]
+
+    @property
+    def status(self) -> str:
+        return self.manifest.status if self.manifest else "not started"
+
+    @property
+    def results(self) -> Row:
+        return self.manifest.results if self.manifest else {}
+
+    @property
+    def step(self) -> int:
+        """The last step in the journal."""
+        return max((c.steps[-1] for c in self.curves.values()), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A whole run. `notes` say what could not be read."""
+
+    path: Path
+    recipe: str
+    config: Row
+    stages: Mapping[str, StageView]
+    table: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def evaluation(self) -> Row:
+        """The results of `evaluate`, empty until it is complete."""
+        stage = self.stages.get("evaluate")
+        return stage.results if stage else {}
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.evaluation) and all(s.status == "complete" for s in self.stages.values())
+
+    def curve(self, stage: str, metric: str) -> Curve | None:
+        view = self.stages.get(stage)
+        return view.curves.get(metric) if view else None
+
+
+def number(value: Any) -> float | None:
+    """A finite float, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def collect(root: RunRoot) -> RunView:
+    """Everything the report shows; an `InputError` when `root` holds no run."""
+    index = root.index()
+    notes: list[str] = []
+    dirs = root.stages()
+    names = sorted(dirs, key=lambda n: ORDER.index(n) if n in ORDER else len(ORDER))
+    stages = {name: _stage(name, dirs[name], notes) for name in names}
+    table: tuple[Row, ...] = ()
+    if "evaluate" in dirs:
+        table = tuple(_table(dirs["evaluate"].path / TABLE, notes))
+    return RunView(
+        path=root.path,
+        recipe=str(index.get("recipe", "")),
+        config=index.get("config") or {},
+        stages=stages,
+        table=table,
+        notes=tuple(notes),
+    )
+
+
+def _stage(name: str, where: StageDir, notes: list[str]) -> StageView:
+    samples: Mapping[int, list[dict[str, Any]]] = {}
+    try:
+        samples = where.read_samples()
+    except ValueError:
+        notes.append(f"{where.path.name}/samples: a file is cut short, so no samples are shown")
+    return StageView(name, where.path, where.manifest(), _curves(where, notes), samples)
+
+
+def _curves(where: StageDir, notes: list[str]) -> dict[str, Curve]:
+    points: dict[str, dict[int, float]] = {}
+    try:
+        for row in where.journal_rows():
+            for metric, value in row["metrics"].items():
+                if (finite := number(value)) is not None:
+                    points.setdefault(metric, {})[int(row["step"])] = finite
+    except ValueError:  # the line being written when the process died, or is still at work
+        notes.append(f"{where.path.name}/journal.jsonl: read up to a line that is cut short")
+    return {
+        metric: Curve(tuple(sorted(found)), tuple(found[step] for step in sorted(found)))
+        for metric, found in points.items()
+    }
+
+
+def _table(path: Path, notes: list[str]) -> Iterator[Row]:
+    if not path.is_file():
+        return
+    try:
+        for _, row in parse_lines(path):
+            yield row
+    except InputError:
+        notes.append(f"{path.parent.name}/{path.name}: read up to a line that is cut short")

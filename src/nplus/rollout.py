@@ -1,0 +1,117 @@
+"""Prompts -> engine -> log-probs of the training path, reference log-probs, scores, values (section E)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nplus.batches import Generation, PromptBatch, Rollout, ValuedRollout
+from nplus.config import SamplingConfig
+from nplus.engines.protocol import Engine
+from nplus.models.lm import response_logprobs
+from nplus.models.scalar import ScalarModel
+from nplus.ops.responses import contains_eos, value_mask_BR
+
+ScoreFn = Callable[[Generation], Tensor]
+
+
+def _in_pieces(fn: Callable[[Generation], Tensor], generation: Generation, size: int) -> Tensor:
+    return torch.cat([fn(piece) for piece in generation.split(size)])
+
+
+@torch.no_grad()
+def logprobs_of(model: torch.nn.Module, generation: Generation, temperature: float) -> Tensor:
+    """[B, R] tempered log-probs of the sampled tokens by a full forward (details E5, E6)."""
+    tokens_BT, mask_BT = generation.sequences()
+    width = generation.tokens_BR.shape[1]
+    logprobs_BR, _ = response_logprobs(model, tokens_BT, mask_BT, width, temperature=temperature)
+    return logprobs_BR.masked_fill(~generation.response_mask_BR, 0.0)
+
+
+@torch.no_grad()
+def rm_scores(reward_model: ScalarModel, generation: Generation) -> Tensor:
+    """[B] reward read at each response's last real token (details D4, E7)."""
+    return reward_model.scores(*generation.sequences())
+
+
+def generate(
+    engine: Engine, prompts: PromptBatch, sampling: SamplingConfig, noise_BR: Tensor, *, size: int
+) -> Generation:
+    """`engine.generate` over pieces of at most `size` rows of similar length, in the caller's order."""
+    order = torch.argsort(prompts.mask_BP.sum(1), stable=True)
+    pieces = [
+        engine.generate(prompts.rows(index), sampling, noise_BR[index]) for index in order.split(size)
+    ]
+    back = torch.argsort(order)
+    return Generation(
+        prompts=prompts,
+        tokens_BR=torch.cat([p.tokens_BR for p in pieces])[back],
+        response_mask_BR=torch.cat([p.response_mask_BR for p in pieces])[back],
+        logprobs_BR=torch.cat([p.logprobs_BR for p in pieces])[back],
+        policy_version=pieces[0].policy_version,
+    )
+
+
+def trimmed(generation: Generation) -> Generation:
+    """Without the response columns that no row needs; the slot after the last EOS stays (Detail F1)."""
+    width = min(generation.tokens_BR.shape[1], int(generation.response_mask_BR.sum(1).max()) + 1)
+    return replace(
+        generation,
+        tokens_BR=generation.tokens_BR[:, :width],
+        response_mask_BR=generation.response_mask_BR[:, :width],
+        logprobs_BR=generation.logprobs_BR[:, :width],
+    )
+
+
+def collect(
+    engine: Engine,
+    prompts: PromptBatch,
+    sampling: SamplingConfig,
+    noise_BR: Tensor,
+    *,
+    policy: torch.nn.Module,
+    reference: torch.nn.Module,
+    score: ScoreFn,
+    eos_id: int,
+    size: int,
+    old_logprobs: str = "trainer",
+) -> Rollout:
+    """Sample one response per prompt row and score it.
+
+    Detail E6: old log-probs come from a forward of the training path (`trainer`) or are the sampler's.
+    """
+    generation = trimmed(generate(engine, prompts, sampling, noise_BR, size=size))
+    if old_logprobs == "trainer":
+        old_BR = _in_pieces(lambda g: logprobs_of(policy, g, sampling.temperature), generation, size)
+    else:
+        old_BR = generation.logprobs_BR.masked_fill(~generation.response_mask_BR, 0.0)
+    ref_BR = _in_pieces(lambda g: logprobs_of(reference, g, sampling.temperature), generation, size)
+    return Rollout(
+        generation=generation,
+        logprobs_BR=old_BR,
+        ref_logprobs_BR=ref_BR,
+        scores_B=_in_pieces(score, generation, size),
+        has_eos_B=contains_eos(generation.tokens_BR, eos_id),
+    )
+
+
+@torch.no_grad()
+def add_values(rollout: Rollout, critic: ScalarModel, *, size: int) -> ValuedRollout:
+    """The critic's value of every state, on the untruncated text (details E3, F1)."""
+    generation = rollout.generation
+    mask_BR = value_mask_BR(generation.response_mask_BR)
+
+    def values(piece: Generation) -> Tensor:
+        return critic.response_values(*piece.sequences(), piece.tokens_BR.shape[1])
+
+    values_BR = _in_pieces(values, generation, size).masked_fill(~mask_BR, 0.0)
+    return ValuedRollout(rollout=rollout, values_BR=values_BR, value_mask_BR=mask_BR)
+
+
+def texts(generation: Generation, decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """Each response as text, cut at its first EOS (Detail E7)."""
+    rows = zip(generation.tokens_BR.tolist(), generation.response_mask_BR.sum(1).tolist(), strict=True)
+    return [decode(tokens[:length]) for tokens, length in rows]

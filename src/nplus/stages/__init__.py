@@ -1,0 +1,1 @@
+"""Stages: one file each, one visible loop each, and `road`, which chains them."""

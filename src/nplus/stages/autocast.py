@@ -1,0 +1,16 @@
+"""The precision of training forwards."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from nplus.stages.context import Context
+
+
+def forward_precision(ctx: Context) -> AbstractContextManager[object]:
+    """bf16 autocast where `compute.autocast` asks for it; log-softmax stays in float32 (Detail B4)."""
+    if ctx.config.compute.autocast == "none":
+        return nullcontext()
+    return torch.autocast(ctx.device.type, dtype=torch.bfloat16)

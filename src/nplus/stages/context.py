@@ -1,0 +1,95 @@
+"""What every stage is given: the run's config, its data, its device and where to show progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel
+
+from nplus.config import ComputeConfig, RunConfig
+from nplus.data.prepare import DataDir
+from nplus.data.tokens import Codec
+from nplus.distributed.topology import Topology
+from nplus.engines.kv import KVEngine
+from nplus.models.lm import load_causal_lm
+from nplus.runs import StageDir
+
+
+@dataclass
+class Context:
+    """Shared by the stages of one run; `dirs` maps finished stages to their directories."""
+
+    config: RunConfig
+    device: torch.device
+    console: Console
+    dirs: dict[str, StageDir]
+    topology: Topology = field(default_factory=Topology)
+
+    @cached_property
+    def data(self) -> DataDir:
+        return DataDir(self.dirs["data"].data)
+
+    @cached_property
+    def codec(self) -> Codec:
+        return self.data.codec()
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    def policy(self, stage: str | None) -> PreTrainedModel:
+        """The causal model that `stage` wrote, or the configured base model for None; dropout off."""
+        cfg = self.config.model
+        if stage is not None:
+            where = str(self.dirs[stage].model)
+            cfg = cfg.model_copy(update={"model_name_or_path": where, "size": None, "revision": None})
+        return load_causal_lm(cfg).to(self.device)
+
+    def engine(self, model: PreTrainedModel) -> KVEngine:
+        return KVEngine(model, eos_id=self.codec.eos_id, pad_id=self.codec.pad_id)
+
+    @contextmanager
+    def progress(self, stage: str, total: int, unit: str = "step") -> Iterator[Ticker]:
+        """A live bar on a terminal, nothing when piped."""
+        bar = Progress(
+            TextColumn(f"[bold]{stage:<9}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn(unit + "s"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        with bar:
+            yield Ticker(bar, bar.add_task(stage, total=total, note=""))
+
+
+@dataclass(frozen=True, slots=True)
+class Ticker:
+    """Advances one progress bar, with the latest figures beside it."""
+
+    bar: Progress
+    task: object
+
+    def tick(self, by: int = 1, **figures: float) -> None:
+        note = "  ".join(f"{name} {value:,.4g}" for name, value in figures.items())
+        self.bar.update(self.task, advance=by, note=note)  # type: ignore[arg-type]
+
+
+def resolve_device(cfg: ComputeConfig) -> torch.device:
+    """The device of `compute.device`, with threads and matmul precision set for the process."""
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    torch.set_float32_matmul_precision(cfg.matmul_precision)
+    name = cfg.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,16 @@
+"""Data: the embedded world written out, or real text read, checked, cut and split (section A)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nplus.config import RunConfig
+from nplus.data.prepare import prepare
+from nplus.models.lm import model_source
+from nplus.runs import StageDir
+
+
+def run(where: StageDir, config: RunConfig) -> dict[str, Any]:
+    """Writes `data/`: demonstrations per split, the tokenizer and, for the world, the fact sheets."""
+    source = None if config.tokenizer.vocab_size else model_source(config.model)
+    return dict(prepare(config.data, config.tokenizer, source, where.data))

@@ -1,0 +1,287 @@
+"""The verdict: SFT and PPO against the references and each other, judged by gold or by the reward model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nplus.config import SamplingConfig
+from nplus.data.world.dice import Dice
+from nplus.data.world.policies import minimal_swap
+from nplus.evaluation.accuracy import share
+from nplus.evaluation.automatic import rouge
+from nplus.evaluation.winrate import summarise
+from nplus.models.scalar import ScalarModel
+from nplus.records import Comparison, Demonstration, Judgement, Sample, read_records, write_records
+from nplus.runs import StageDir
+from nplus.seeding import stream
+from nplus.stages.context import Context
+from nplus.stages.drawing import Drawn, draw
+from nplus.stages.reward import score_pairs
+from nplus.stages.scorers import Gold, RewardScorer
+from nplus.stats import bootstrap_mean, mean_difference
+
+POLICIES = ("sft", "ppo")
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One policy's responses to one split at one temperature, scored."""
+
+    policy: str
+    temperature: float | None
+    split: str
+    posts: list[Demonstration]
+    texts: list[str]
+    tokens: list[int]
+    ended: list[bool]
+    proxy: list[float]
+    score: list[float]
+    covered: list[tuple[str, ...]]
+    wrong: list[tuple[tuple[str, str], ...]]
+    """Facts stated wrongly, as (slot, value); empty lists without a gold scorer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """Who scores: the reward model always, gold where there are fact sheets."""
+
+    reward: RewardScorer
+    gold: Gold | None
+
+    def system(
+        self,
+        policy: str,
+        temperature: float | None,
+        split: str,
+        posts: list[Demonstration],
+        drawn: Sequence[Drawn],
+    ) -> System:
+        texts = [d.text for d in drawn]
+        samples = [Sample(p.id, p.query, text) for p, text in zip(posts, texts, strict=True)]
+        proxy = self.reward.score(samples)
+        judged = [self.gold.judge(s.id, s.response) for s in samples] if self.gold else []
+        return System(
+            policy=policy,
+            temperature=temperature,
+            split=split,
+            posts=posts,
+            texts=texts,
+            tokens=[len(d.tokens) for d in drawn],
+            ended=[d.has_eos for d in drawn],
+            proxy=proxy,
+            score=[g.total for g in judged] if judged else proxy,
+            covered=[tuple(g.covered) for g in judged] or [()] * len(posts),
+            wrong=[tuple(g.wrong) for g in judged] or [()] * len(posts),
+        )
+
+
+def describe(system: System) -> dict[str, Any]:
+    """One row of the systems table."""
+    score = bootstrap_mean(system.score, seed=0)
+    row = {
+        "policy": system.policy,
+        "temperature": system.temperature,
+        "split": system.split,
+        "n": len(system.posts),
+        "score": score[0],
+        "score_low": score[1],
+        "score_high": score[2],
+        "proxy": sum(system.proxy) / len(system.proxy),
+        "tokens": sum(system.tokens) / len(system.tokens),
+        "eos_rate": sum(system.ended) / len(system.ended),
+        "coverage": None,
+        "wrong_fact_rate": None,
+        **rouge(system.texts, [p.response for p in system.posts]),
+    }
+    if any(system.covered):
+        wrong, stated = wrong_and_stated(system)
+        row["coverage"] = sum(map(len, system.covered)) / len(system.covered)
+        found = share(sum(wrong), sum(stated))
+        row["wrong_fact_rate"] = {"value": found["rate"], "low": found["low"], "high": found["high"]}
+    return row
+
+
+def wrong_and_stated(system: System) -> tuple[list[int], list[int]]:
+    """Per response: facts stated wrongly, and facts stated at all."""
+    wrong = [len(w) for w in system.wrong]
+    return wrong, [len(c) + w for c, w in zip(system.covered, wrong, strict=True)]
+
+
+def judgements(ours: System, theirs: System) -> list[Judgement]:
+    """Pairs of responses to the same posts."""
+    return [
+        Judgement(
+            id=post.id,
+            split=ours.split,
+            policy=ours.policy if ours.temperature is None else f"{ours.policy}@{ours.temperature:g}",
+            opponent=theirs.policy,
+            response=ours.texts[i],
+            opponent_response=theirs.texts[i],
+            score=ours.score[i],
+            opponent_score=theirs.score[i],
+            tokens=max(1, ours.tokens[i]),
+            opponent_tokens=max(1, theirs.tokens[i]),
+        )
+        for i, post in enumerate(ours.posts)
+    ]
+
+
+def wrong_fact_difference(ppo: System, sft: System) -> dict[str, Any]:
+    """Wrong facts per stated fact, PPO minus SFT, paired by post with a 95% interval.
+
+    A ratio of sums: its linearised per-post influence gives the interval (delta method).
+    """
+    influences, rates = [], []
+    for system in (ppo, sft):
+        wrong, stated = wrong_and_stated(system)
+        rate = sum(wrong) / max(1, sum(stated))
+        mean_stated = max(1e-9, sum(stated) / len(stated))
+        influences.append([(w - rate * s) / mean_stated + rate for w, s in zip(wrong, stated, strict=True)])
+        rates.append(rate)
+    found = mean_difference(influences[0], influences[1], paired=True)
+    return {
+        "temperature": ppo.temperature,
+        "split": ppo.split,
+        "value": found[0],
+        "low": found[1],
+        "high": found[2],
+        "ppo": rates[0],
+        "sft": rates[1],
+    }
+
+
+def reference_system(posts: list[Demonstration], split: str, judges: Judges, ctx: Context) -> System:
+    drawn = []
+    for post in posts:
+        ids = tuple(ctx.codec.encode_response(post.response))
+        drawn.append(Drawn(post.response, ids, True))
+    return judges.system("reference", None, split, posts, drawn)
+
+
+def swap_accuracy(judges: Judges, ctx: Context, posts: list[Demonstration]) -> dict[str, float] | None:
+    """How often the reward model prefers a reference to itself with exactly one fact swapped."""
+    if judges.gold is None:
+        return None
+    originals, swapped = [], []
+    for post in posts:
+        dice = Dice(stream(ctx.seed, "swap", post.id))
+        found = minimal_swap(judges.gold.sheets[post.id], post.response, dice)
+        if found is not None:
+            originals.append(Sample(post.id, post.query, post.response))
+            swapped.append(Sample(post.id, post.query, found[0]))
+    scores = zip(judges.reward.score(originals), judges.reward.score(swapped), strict=True)
+    return share(sum(a > b for a, b in scores), len(originals))
+
+
+def reward_model_report(model: ScalarModel, judges: Judges, ctx: Context, split: str) -> dict[str, Any]:
+    """Accuracy against labels (from the reward stage), against gold, and on minimal swaps."""
+    manifest = ctx.dirs["reward"].manifest()
+    report: dict[str, Any] = dict(manifest.results["validation"]) if manifest else {}
+    label = ctx.dirs["label"].manifest()
+    report["bayes_accuracy"] = label.results.get("bayes_accuracy_valid") if label else None
+    report["gold_accuracy"] = None
+    if judges.gold is not None:
+        rows = [r for r in read_records(ctx.dirs["label"].comparisons, Comparison) if r.split != "train"]
+        scores = score_pairs(model, rows, ctx)
+        agree = decided = 0
+        for row, (first, second) in zip(rows, scores, strict=True):
+            golds = [judges.gold.judge(row.id, text).total for text in row.responses]
+            decided += golds[0] != golds[1]
+            agree += (first - second) * (golds[0] - golds[1]) > 0
+        report["gold_accuracy"] = share(agree, decided)
+    report["swap_accuracy"] = swap_accuracy(judges, ctx, ctx.data.demonstrations(split))
+    return report
+
+
+def _table_rows(reference: System, sft: System, ppo: System) -> list[dict[str, Any]]:
+    systems = {"reference": reference, "sft": sft, "ppo": ppo}
+    return [
+        {
+            "id": post.id,
+            "split": ppo.split,
+            "temperature": ppo.temperature,
+            "query": post.query,
+            "fields": dict(post.fields),
+            **{name: s.texts[i] for name, s in systems.items()},
+            "scores": {name: s.score[i] for name, s in systems.items()},
+            "proxy": {name: s.proxy[i] for name, s in systems.items()},
+            "tokens": {name: s.tokens[i] for name, s in systems.items()},
+            "covered": {name: list(s.covered[i]) for name, s in systems.items()},
+            "wrong": {name: [f"{slot}: {value}" for slot, value in s.wrong[i]] for name, s in systems.items()},
+        }
+        for i, post in enumerate(ppo.posts)
+    ]
+
+
+def run(where: StageDir, ctx: Context) -> dict[str, Any]:
+    """Writes `judgements.jsonl` and `table.jsonl`; its results are the win-rate tables of the report."""
+    cfg = ctx.config.evaluate
+    reward_model = ScalarModel.load(ctx.dirs["reward"].model).to(ctx.device).eval()
+    gold = Gold(ctx.data.facts_path) if cfg.judge == "gold" else None
+    judges = Judges(RewardScorer(reward_model, ctx.codec, size=cfg.micro_batch_size), gold)
+    splits = [s for s in (cfg.split, f"{cfg.split}_heldout") if s in ctx.data.splits()]
+    posts = {split: ctx.data.demonstrations(split)[: cfg.max_rows] for split in splits}
+    models = {name: ctx.policy(name).eval() for name in POLICIES}
+    systems: list[System] = []
+    judged: list[Judgement] = []
+    table: list[dict[str, Any]] = []
+    win_rates: list[dict[str, Any]] = []
+    wrong: list[dict[str, Any]] = []
+    total = sum(map(len, posts.values())) * len(POLICIES) * len(cfg.temperatures)
+    with ctx.progress("evaluate", total, "response") as bar:
+        for split in splits:
+            reference = reference_system(posts[split], split, judges, ctx)
+            systems.append(reference)
+            for temperature in cfg.temperatures:
+                sampling = SamplingConfig(temperature=temperature, response_length=cfg.response_length)
+                found = {}
+                for name, model in models.items():
+                    drawn = draw(
+                        model,
+                        posts[split],
+                        sampling,
+                        ctx,
+                        name=f"evaluate {temperature:g}",
+                        size=cfg.micro_batch_size,
+                        ticker=bar,
+                    )
+                    found[name] = judges.system(name, temperature, split, posts[split], drawn)
+                systems += found.values()
+                table += _table_rows(reference, found["sft"], found["ppo"])
+                for ours, theirs in (("sft", reference), ("ppo", reference), ("ppo", found["sft"])):
+                    rows = judgements(found[ours], theirs)
+                    judged += rows
+                    head = {"policy": ours, "opponent": theirs.policy, "temperature": temperature, "split": split}
+                    win_rates.append({**head, **summarise(rows)})
+                if gold is not None:
+                    wrong.append(wrong_fact_difference(found["ppo"], found["sft"]))
+    write_records(where.judgements, judged)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
+    (where.path / "table.jsonl").write_text(lines, encoding="utf-8")
+    sft = ctx.dirs["sft"].manifest()
+    return {
+        "judge": cfg.judge,
+        "split": cfg.split,
+        "temperatures": list(cfg.temperatures),
+        "systems": [describe(system) for system in systems],
+        "win_rates": win_rates,
+        "wrong_facts_ppo_minus_sft": wrong,
+        "reward_model": reward_model_report(reward_model, judges, ctx, cfg.split),
+        "copy": sft.results.get("copy") if sft else None,
+        "verdict": verdict_line(win_rates),
+    }
+
+
+def verdict_line(win_rates: list[dict[str, Any]]) -> str:
+    """The near-greedy verdict on the main split in one sentence."""
+    main = win_rates[:3]
+    told = {
+        (row["policy"], row["opponent"]): f"{row['rate']:.0%} [{row['low']:.0%}, {row['high']:.0%}]" for row in main
+    }
+    return (
+        f"Against the references SFT wins {told['sft', 'reference']} and PPO {told['ppo', 'reference']}; "
+        f"PPO beats SFT in {told['ppo', 'sft']}."
+    )

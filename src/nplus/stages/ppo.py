@@ -1,0 +1,207 @@
+"""PPO against the reward model, with the KL to the SFT policy priced in (sections E to G)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from nplus.algorithms import ppo
+from nplus.batches import Objective, PPOBatch, PromptBatch
+from nplus.config import PPOConfig
+from nplus.config.batch_plan import batch_plan
+from nplus.data.collate import prompt_batch
+from nplus.metrics import Mean, Metric, merge, values
+from nplus.models.lm import response_logprobs, save_causal_lm
+from nplus.models.scalar import ScalarModel
+from nplus.records import Demonstration
+from nplus.rollout import add_values, collect, rm_scores, texts
+from nplus.runs import StageDir
+from nplus.seeding import epoch_order, take
+from nplus.stages.autocast import forward_precision
+from nplus.stages.context import Context
+from nplus.stages.drawing import noise
+from nplus.stages.scorers import Gold
+from nplus.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from nplus.training.optim import Optimizer, schedule
+from nplus.training.update import update
+
+SHOWN = 8
+
+
+class KLStopError(RuntimeError):
+    """The policy drifted further than `ppo.target_kl_stop` allows."""
+
+
+def minibatches(batch: PPOBatch, cfg: PPOConfig, seed: int, step: int) -> Iterator[list[PPOBatch]]:
+    """Every epoch a fresh permutation, split into minibatches, each into micro-batches (Detail G1).
+
+    Within a minibatch rows are sorted by length: the sums do not care, the padding does.
+    """
+    size = len(batch) // cfg.num_mini_batches
+    lengths_B = batch.mask_BT.sum(1)
+    for epoch in range(cfg.num_ppo_epochs):
+        order = torch.from_numpy(epoch_order(seed, f"ppo minibatches {step}", epoch, len(batch)))
+        for index in order.split(size):
+            by_length = index[torch.argsort(lengths_B[index].cpu(), stable=True)]
+            yield [trimmed(batch.rows(part)) for part in by_length.split(cfg.micro_batch_size)]
+
+
+def trimmed(batch: PPOBatch) -> PPOBatch:
+    """Without the columns of left padding that no row needs."""
+    width = batch.tokens_BT.shape[1] - batch.response_tokens_BR.shape[1]
+    empty = int((~batch.mask_BT[:, :width]).all(0).long().cumprod(0).sum())
+    return replace(batch, tokens_BT=batch.tokens_BT[:, empty:], mask_BT=batch.mask_BT[:, empty:])
+
+
+def train_on(
+    batch: PPOBatch,
+    policy: PreTrainedModel,
+    critic: ScalarModel,
+    optimizers: dict[str, Optimizer],
+    ctx: Context,
+    step: int,
+) -> tuple[dict[str, Metric], dict[str, float]]:
+    """All optimiser steps of one update; also the figures of the very first one, before it moved."""
+    cfg = ctx.config.ppo
+
+    def objective(micro: PPOBatch) -> Objective:
+        width = micro.response_tokens_BR.shape[1]
+        with forward_precision(ctx):
+            logprobs_BR, entropy_BR = response_logprobs(
+                policy, micro.tokens_BT, micro.mask_BT, width, temperature=cfg.sampling.temperature
+            )
+            values_BR = critic.response_values(micro.tokens_BT, micro.mask_BT, width)
+        return ppo.objective(logprobs_BR, entropy_BR, values_BR, micro, cfg)
+
+    metrics: dict[str, Metric] = {}
+    first: dict[str, float] = {}
+    for micros in minibatches(batch, cfg, ctx.seed, step):
+        found = update(
+            micros,
+            counts=ppo.counts,
+            objective=objective,
+            optimizers=list(optimizers.values()),
+            normalise=cfg.normalise,
+            all_sum=ctx.topology.collectives.sum,
+        )
+        metrics = merge([metrics, found])
+        if not first:
+            names = ("val/ratio", "policy/approxkl_avg", "policy/clipfrac_avg")
+            first = {f"first_minibatch/{name.split('/')[1]}": found[name].value for name in names}
+    return metrics, first
+
+
+def prompts_of(posts: list[Demonstration], cfg: PPOConfig, ctx: Context, step: int) -> list[Demonstration]:
+    """The prompts of one update: passes over the SFT queries, reshuffled each time (Detail E2)."""
+    return [posts[i] for i in take(ctx.seed, "ppo prompts", len(posts), step * cfg.batch_size, cfg.batch_size)]
+
+
+def readable(rollout: Any, responses: list[str], posts: list[Demonstration]) -> list[dict[str, Any]]:
+    """A few rows of a rollout for `samples/`."""
+    kl_B = (rollout.logprobs_BR - rollout.ref_logprobs_BR).sum(1)
+    lengths_B = rollout.generation.response_mask_BR.sum(1)
+    return [
+        {
+            "id": posts[i].id,
+            "query": posts[i].query,
+            "response": responses[i],
+            "score": float(rollout.scores_B[i]),
+            "kl": float(kl_B[i]),
+            "tokens": int(lengths_B[i]),
+            "has_eos": bool(rollout.has_eos_B[i]),
+        }
+        for i in range(min(SHOWN, len(posts)))
+    ]
+
+
+def run(where: StageDir, ctx: Context) -> dict[str, Any]:
+    """From SFT policy and reward model to `model/` and `critic/` (Detail E3: the critic starts as the RM)."""
+    cfg = ctx.config.ppo
+    plan = batch_plan(cfg)
+    posts = ctx.data.demonstrations("train")
+    gold = Gold(ctx.data.facts_path) if ctx.data.facts_path is not None else None
+    policy, reference = ctx.policy("sft"), ctx.policy("sft").eval().requires_grad_(False)
+    reward_model = ScalarModel.load(ctx.dirs["reward"].model).to(ctx.device).eval().requires_grad_(False)
+    critic = ScalarModel.load(ctx.dirs["reward"].model).to(ctx.device)
+    value_optim = cfg.optim.model_copy(
+        update={"learning_rate": cfg.value_learning_rate or cfg.optim.learning_rate}
+    )
+    optimizers = {
+        "policy": Optimizer(policy.named_parameters(), cfg.optim),
+        "critic": Optimizer(critic.named_parameters(), value_optim),
+    }
+    modules, first = {"policy": policy, "critic": critic}, 0
+    if found := latest_checkpoint(where.checkpoints):
+        first = load_checkpoint(found, modules=modules, optimizers=optimizers)["step"]
+        where.rewind_journal(first)
+        where.event("resumed", step=first)
+    engine, last = ctx.engine(policy), {}
+    with ctx.progress("ppo", plan.updates - first, "update") as bar:
+        for step in range(first, plan.updates):
+            began = time.monotonic()
+            chosen = prompts_of(posts, cfg, ctx, step)
+            prompts: PromptBatch = prompt_batch(ctx.codec, chosen).to(ctx.device)
+            rollout = collect(
+                engine,
+                prompts,
+                cfg.sampling,
+                noise(ctx.seed, f"ppo rollout {step}", prompts.keys, cfg.sampling).to(ctx.device),
+                policy=policy,
+                reference=reference,
+                score=lambda generation: rm_scores(reward_model, generation),
+                eos_id=ctx.codec.eos_id,
+                size=cfg.rollout_micro_batch_size,
+                old_logprobs=cfg.old_logprobs,
+            )
+            responses = texts(rollout.generation, ctx.codec.decode_response)
+            valued = add_values(rollout, critic, size=cfg.rollout_micro_batch_size)
+            batch, rollout_metrics = ppo.credit(valued, cfg, ctx.topology.collectives.sum)
+            if gold is not None:
+                judged = [gold.judge(p.id, text).total for p, text in zip(chosen, responses, strict=True)]
+                rollout_metrics["objective/gold"] = Mean(sum(judged), len(judged))
+            factor = schedule(cfg.optim.lr_scheduler_type, step, plan.updates, warmup=cfg.optim.warmup_steps)
+            lr = [optimizer.set_factor(factor) for optimizer in optimizers.values()][0]
+            train_metrics, first_minibatch = train_on(batch, policy, critic, optimizers, ctx, step)
+            seconds = time.monotonic() - began
+            last = {
+                **values(rollout_metrics),
+                **values(train_metrics),
+                **(first_minibatch if step == 0 else {}),
+                "lr": lr,
+                "episode": (step + 1) * cfg.batch_size,
+                "tokens_per_second": float(rollout.generation.response_mask_BR.sum()) / seconds,
+            }
+            where.journal(step + 1, last)
+            if step % cfg.sample_steps == 0 or step == plan.updates - 1:
+                where.write_samples(step + 1, readable(rollout, responses, chosen))
+            bar.tick(
+                reward=last["objective/scores"], kl=last["objective/kl"], tok_s=last["tokens_per_second"]
+            )
+            _check_kl(last["objective/kl"], cfg, step)
+            if cfg.save_steps and (step + 1) % cfg.save_steps == 0:
+                save_checkpoint(where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={})
+    save_causal_lm(policy, where.model, ctx.codec.tokenizer)
+    critic.save(where.path / "critic", ctx.codec.tokenizer)
+    return {"updates": plan.updates, **_verdict(where, last)}
+
+
+def _check_kl(kl: float, cfg: PPOConfig, step: int) -> None:
+    if cfg.target_kl_stop is not None and kl > cfg.target_kl_stop:
+        raise KLStopError(
+            f"update {step + 1}: KL to the reference is {kl:.1f} nats a response, above "
+            f"ppo.target_kl_stop={cfg.target_kl_stop}; raise ppo.kl_coef or lower ppo.optim.learning_rate"
+        )
+
+
+def _verdict(where: StageDir, last: dict[str, float]) -> dict[str, Any]:
+    """The figures at the first update, where KL is 0 and the ratio 1, and at the last."""
+    rows = list(where.journal_rows())
+    shown = ("objective/kl", "objective/scores", "objective/gold", "val/response_length", "val/eos_rate")
+    first = rows[0]["metrics"] if rows else {}
+    at_first = {n: v for n, v in first.items() if n.startswith("first_minibatch/") or n in shown}
+    return {"first": at_first, "last": {n: last[n] for n in shown if n in last}}

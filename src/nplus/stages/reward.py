@@ -1,0 +1,106 @@
+"""The Bradley-Terry reward model (section D)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from nplus.algorithms import reward
+from nplus.batches import Objective, PairBatch
+from nplus.data.collate import pair_batch, pair_rows
+from nplus.evaluation.accuracy import accuracy_report
+from nplus.metrics import values
+from nplus.models.scalar import ScalarModel
+from nplus.records import Comparison, Sample, read_records
+from nplus.runs import StageDir
+from nplus.seeding import take
+from nplus.stages.autocast import forward_precision
+from nplus.stages.context import Context
+from nplus.stages.scorers import RewardScorer
+from nplus.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from nplus.training.optim import Optimizer, schedule
+from nplus.training.update import update
+
+
+def _micro_batches(rows: list[Any], size: int, pad_id: int) -> list[PairBatch]:
+    rows = sorted(rows, key=lambda row: max(len(row[0]) + len(row[1]), len(row[0]) + len(row[2])))
+    return [pair_batch(rows[i : i + size], pad_id=pad_id) for i in range(0, len(rows), size)]
+
+
+def train(model: ScalarModel, rows: list[Any], where: StageDir, ctx: Context) -> dict[str, float]:
+    """`epochs` passes over comparisons, one optimiser step per `batch_size` pairs; resumes by itself."""
+    cfg = ctx.config.reward
+    size = min(cfg.batch.batch_size, len(rows))
+    total = max(1, cfg.epochs * len(rows) // cfg.batch.batch_size)
+    optimizer = Optimizer(model.named_parameters(), cfg.optim)
+    modules, optimizers, first = {"model": model}, {"model": optimizer}, 0
+    if found := latest_checkpoint(where.checkpoints):
+        first = load_checkpoint(found, modules=modules, optimizers=optimizers)["step"]
+        where.rewind_journal(first)
+        where.event("resumed", step=first)
+
+    def objective(micro: PairBatch) -> Objective:
+        tokens_2NT, mask_2NT = micro.stacked()
+        with forward_precision(ctx):
+            scores_2N = model.scores(tokens_2NT, mask_2NT)
+        return reward.objective(scores_2N, micro)
+
+    model.train()
+    last: dict[str, float] = {}
+    with ctx.progress("reward", total - first) as bar:
+        for step in range(first, total):
+            began = time.monotonic()
+            index = take(ctx.seed, "reward", len(rows), step * cfg.batch.batch_size, size)
+            micros = _micro_batches([rows[i] for i in index], cfg.batch.micro_batch_size, ctx.codec.pad_id)
+            lr = optimizer.set_factor(
+                schedule(cfg.optim.lr_scheduler_type, step, total, warmup=cfg.optim.warmup_steps)
+            )
+            metrics = update(
+                [m.to(ctx.device) for m in micros],
+                counts=reward.counts,
+                objective=objective,
+                optimizers=[optimizer],
+            )
+            last = {**values(metrics), "lr": lr, "seconds": time.monotonic() - began}
+            where.journal(step + 1, last)
+            bar.tick(loss=last["loss/train"], accuracy=last["accuracy"])
+            if cfg.save_steps and (step + 1) % cfg.save_steps == 0:
+                save_checkpoint(where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={})
+    return {"steps": total, "loss": last.get("loss/train", float("nan"))}
+
+
+@torch.no_grad()
+def normalise(model: ScalarModel, ctx: Context) -> dict[str, float]:
+    """Detail D5: shift the scores so that training demonstrations average 0; spread is only reported."""
+    demonstrations = ctx.data.demonstrations("train")[: ctx.config.reward.normalise_rows]
+    samples = [Sample(d.id, d.query, d.response) for d in demonstrations]
+    scores = torch.tensor(RewardScorer(model, ctx.codec).score(samples), dtype=torch.float64)
+    model.set_shift(float(model.shift) + float(scores.mean()))
+    return {"shift": float(model.shift), "demonstration_std": float(scores.std())}
+
+
+def score_pairs(model: ScalarModel, rows: list[Comparison], ctx: Context) -> list[tuple[float, float]]:
+    """Scores of the two responses of each comparison, in the comparison's order."""
+    samples = [Sample(row.id, row.query, text) for row in rows for text in row.responses]
+    scores = RewardScorer(model, ctx.codec).score(samples)
+    return list(zip(scores[::2], scores[1::2], strict=True))
+
+
+def run(where: StageDir, ctx: Context) -> dict[str, Any]:
+    """From the SFT policy and the comparisons to `model/`; accuracy per split, batch and confidence."""
+    comparisons = read_records(ctx.dirs["label"].comparisons, Comparison)
+    rows = [row for row in comparisons if row.split == "train"]
+    model = ScalarModel.from_causal(ctx.policy("sft"), pad_id=ctx.codec.pad_id, seed=ctx.seed)
+    model.to(ctx.device)
+    results: dict[str, Any] = {**train(model, pair_rows(ctx.codec, rows), where, ctx), "pairs": len(rows)}
+    model.eval()
+    if ctx.config.reward.normalise:
+        results |= normalise(model, ctx)
+    held = [row for row in comparisons if row.split != "train"]
+    scores = score_pairs(model, held, ctx)
+    chosen = [pair[row.choice] - pair[1 - row.choice] for row, pair in zip(held, scores, strict=True)]
+    results["validation"] = accuracy_report(held, chosen)
+    model.save(where.model, ctx.codec.tokenizer)
+    return results

@@ -1,0 +1,111 @@
+"""The whole road: data, pretrain, SFT, sample, label, reward, PPO, evaluate, each skipped when unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nplus.config import RunConfig
+from nplus.records import InputError
+from nplus.runs import Pipeline, RunRoot, StageDir, content_hash
+from nplus.stages import data, evaluate, label, ppo, pretrain, reward, sample, sft
+from nplus.stages.context import Context, resolve_device
+from nplus.stages.copying import require_copying
+
+VERSIONS = {name: 1 for name in ("data", "pretrain", "sft", "sample", "label", "reward", "ppo", "evaluate")}
+"""Raised when a stage's algorithm changes, so that old results are not taken for new ones."""
+
+INPUTS = {
+    "pretrain": ("data",),
+    "sft": ("data", "pretrain"),
+    "sample": ("data", "sft"),
+    "label": ("data", "sample"),
+    "reward": ("data", "sft", "label"),
+    "ppo": ("data", "sft", "reward"),
+    "evaluate": ("data", "sft", "label", "reward", "ppo"),
+}
+
+
+def stage_names(config: RunConfig) -> list[str]:
+    """The stages of this run, in order."""
+    optional = {"pretrain": config.pretrain, "sample": config.sample}
+    return [name for name in VERSIONS if optional.get(name, True) is not None]
+
+
+def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
+    """The part of the config that a stage's result depends on, and so its key."""
+    shared = ("compute", "model") if name != "data" else ("tokenizer", "model")
+    parts = {key: getattr(config, key).model_dump(mode="json") for key in shared}
+    parts[name] = getattr(config, name).model_dump(mode="json")
+    if name == "sft":  # the copy test generates with the verdict's lengths; the gate acts outside the stage
+        parts["sft"].pop("copy_gate")
+        parts["evaluate"] = {"response_length": config.evaluate.response_length}
+    return parts
+
+
+def _outside_inputs(config: RunConfig) -> dict[str, str]:
+    """Files the data stage reads, by content, so that a changed file is a changed run."""
+    path = Path(config.data.data).expanduser() if config.data.data else None
+    if config.data.source == "files" and path is not None and path.exists():
+        return {"data": f"{path}:{content_hash(path)}"}
+    return {}
+
+
+def run_road(
+    config: RunConfig, out: Path, *, until: str | None = None, console: Console | None = None
+) -> RunRoot:
+    """Run every stage of `config` into `out`, up to and including `until`.
+
+    Raises InputError for an unknown stage or an `out` that holds something else, and CopyGateError when
+    SFT copies too few facts for the later stages to mean anything.
+    """
+    console = console or Console()
+    names = stage_names(config)
+    if until is not None and until not in names:
+        raise InputError(f"unknown stage {until!r}; this recipe has {', '.join(names)}")
+    root = RunRoot(out)
+    root.open(config.recipe)
+    device = resolve_device(config.compute)
+    pipeline = Pipeline(
+        root=root,
+        recipe=config.recipe,
+        config=config.model_dump(mode="json"),
+        seed=config.seed,
+        device=str(device),
+        on_stage=_announce(console),
+    )
+    ctx = Context(config=config, device=device, console=console, dirs=pipeline.dirs)
+    stages: dict[str, Callable[[StageDir], Any]] = {
+        "data": lambda where: data.run(where, config),
+        "pretrain": lambda where: pretrain.run(where, ctx),
+        "sft": lambda where: sft.run(where, ctx),
+        "sample": lambda where: sample.run(where, ctx),
+        "label": lambda where: label.run(where, ctx),
+        "reward": lambda where: reward.run(where, ctx),
+        "ppo": lambda where: ppo.run(where, ctx),
+        "evaluate": lambda where: evaluate.run(where, ctx),
+    }
+    for name in names:
+        inputs = {role: role for role in INPUTS.get(name, ()) if role in names}
+        if name == "data":
+            inputs = _outside_inputs(config)
+        pipeline.run(name, stage_config(name, config), stages[name], version=VERSIONS[name], inputs=inputs)
+        if name == "sft" and config.sft.copy_gate:
+            require_copying(pipeline.dirs["sft"], config.sft.copy_gate)
+        if name == until:
+            break
+    return root
+
+
+def _announce(console: Console) -> Callable[[str, StageDir, str], None]:
+    def announce(name: str, where: StageDir, state: str) -> None:
+        manifest = where.manifest()
+        if state == "skip":
+            console.print(f"[dim]{name:<9} complete and unchanged, skipped[/dim]")
+        elif state == "done" and manifest is not None:
+            console.print(f"{name:<9} done in {manifest.seconds:,.1f} s")
+
+    return announce

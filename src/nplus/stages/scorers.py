@@ -1,0 +1,57 @@
+"""Scorers: the embedded world's gold scorer and a reward model of the same tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from nplus.data.collate import text_batch
+from nplus.data.tokens import Codec
+from nplus.data.world.facts import FactSheet
+from nplus.data.world.gold import GoldScore, GoldScorer
+from nplus.models.scalar import ScalarModel
+from nplus.records import Sample
+
+
+def read_facts(path: Path) -> dict[str, FactSheet]:
+    """The world's hidden fact sheets by prompt id."""
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return {row["id"]: FactSheet.from_json(row["sheet"]) for row in rows}
+
+
+class Gold:
+    """The world's gold scorer; looks a sample's facts up by its prompt's id."""
+
+    def __init__(self, facts: Path) -> None:
+        self.sheets = read_facts(facts)
+        self._scorer = GoldScorer()
+
+    def judge(self, id: str, text: str) -> GoldScore:
+        return self._scorer.score(self.sheets[id], text)
+
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        return [self.judge(sample.id, sample.response).total for sample in samples]
+
+
+class RewardScorer:
+    """A Bradley-Terry reward model read at the EOS of query + response (Detail D4)."""
+
+    def __init__(self, model: ScalarModel, codec: Codec, *, size: int = 64) -> None:
+        self.model, self.codec, self.size = model, codec, size
+
+    @torch.no_grad()
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        device = next(self.model.parameters()).device
+        order = sorted(range(len(samples)), key=lambda i: len(samples[i].query) + len(samples[i].response))
+        scores = [0.0] * len(samples)
+        for start in range(0, len(order), self.size):
+            picked = order[start : start + self.size]
+            texts = [(samples[i].query, samples[i].response) for i in picked]
+            tokens_BT, mask_BT = text_batch(self.codec, texts)
+            found = self.model.scores(tokens_BT.to(device), mask_BT.to(device)).tolist()
+            for i, value in zip(picked, found, strict=True):
+                scores[i] = value
+        return scores

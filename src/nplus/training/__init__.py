@@ -1,0 +1,1 @@
+"""The optimiser step, optimisers and schedules, checkpoints."""

@@ -1,0 +1,75 @@
+"""THE optimiser step: streams micro-batches, divides once by the counts of the whole minibatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from nplus.batches import Objective
+from nplus.metrics import Mean, Metric, merge
+from nplus.training.optim import Optimizer
+
+Micro = TypeVar("Micro")
+Normalise = Literal["global", "micro"]
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss or gradient is NaN or infinite; the weights were not touched."""
+
+
+def denominators(
+    counts: Sequence[Mapping[str, float]],
+    normalise: Normalise,
+    all_sum: Callable[[Tensor], Tensor],
+) -> list[dict[str, float]]:
+    """What each micro-batch's sums are divided by, per term.
+
+    Detail G4: `global` divides by the count over all micro-batches and ranks, so the gradient does
+    not depend on how rows are split; `micro` is the paper's mean of micro-batch means.
+    """
+    if normalise == "micro":
+        parts = float(all_sum(torch.tensor(float(len(counts)), dtype=torch.float64)))
+        return [{name: max(c, 1e-30) * parts for name, c in part.items()} for part in counts]
+    names = list(counts[0])
+    totals = torch.tensor([sum(part[n] for part in counts) for n in names], dtype=torch.float64)
+    reduced = dict(zip(names, all_sum(totals).tolist(), strict=True))
+    return [{name: max(reduced[name], 1e-30) for name in names} for _ in counts]
+
+
+def update(
+    micros: Sequence[Micro],
+    *,
+    counts: Callable[[Micro], Mapping[str, float]],
+    objective: Callable[[Micro], Objective],
+    optimizers: Sequence[Optimizer],
+    normalise: Normalise = "global",
+    all_sum: Callable[[Tensor], Tensor] = lambda x: x,
+) -> dict[str, Metric]:
+    """One optimiser step over a minibatch; returns its metrics, `loss/*` per term and `grad_norm`.
+
+    `counts(micro)` tells every term's count from the masks alone, before any forward.
+    Raises NonFiniteLossError before stepping when a loss or a gradient is not finite.
+    """
+    divisors = denominators([counts(micro) for micro in micros], normalise, all_sum)
+    metrics: dict[str, Metric] = {}
+    for micro, divisor in zip(micros, divisors, strict=True):
+        found = objective(micro)
+        loss: Tensor = sum(  # type: ignore[assignment]
+            weight * mean.sum / divisor[name] for name, (weight, mean) in found.terms.items()
+        )
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteLossError(f"loss is {float(loss)}; the weights are as before this step")
+        loss.backward()
+        losses = {f"loss/{name}": _detached(mean) for name, (_, mean) in found.terms.items()}
+        metrics = merge([metrics, found.metrics, losses])
+    for optimizer in optimizers:
+        norm = optimizer.step()
+        metrics = merge([metrics, {"grad_norm": Mean(norm, 1.0)}])
+    return metrics
+
+
+def _detached(mean: Mean) -> Mean:
+    return Mean(*(x.detach().double() if isinstance(x, Tensor) else x for x in (mean.sum, mean.count)))
