@@ -188,7 +188,7 @@ def _rows(count: int, dice: random.Random) -> Iterator[dict[str, Any]]:
         }
 
 
-def build_run(path: Path, *, stages: tuple[str, ...] = STAGES, rows: int = 12) -> RunRoot:
+def _build(path: Path, *, stages: tuple[str, ...] = STAGES, rows: int = 12) -> RunRoot:
     """A run of which `stages` are complete."""
     root, dice = RunRoot(path), random.Random(7)
     root.write_index("toy", _config(), {name: f"{name}-{'0' * 8}" for name in stages})
@@ -227,7 +227,13 @@ def build_run(path: Path, *, stages: tuple[str, ...] = STAGES, rows: int = 12) -
     return root
 
 
+@pytest.fixture(scope="session")
+def build_run() -> Build:
+    """`build_run(path, stages=..., rows=...)` builds a run in a new directory."""
+    return _build
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Build:
-    """`make_run(stages=..., rows=...)` builds a run in a fresh directory."""
-    return lambda **options: build_run(tmp_path / "run", **options)
+    """`make_run(stages=..., rows=...)` builds a run in this test's directory."""
+    return lambda **options: _build(tmp_path / "run", **options)

@@ -12,7 +12,10 @@ from nplus.cli.options import ConfigFile, Recipe, Seed, Sets, resolve
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nplus.config import DataConfig
     from nplus.runs import RunRoot
+
+FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def run(
@@ -41,15 +44,21 @@ def run(
     if until is not None and until not in cfg.stage_names():
         known = ", ".join(cfg.stage_names())
         raise InputError(f"--until {until}: not a stage of this run; its stages are {known}")
+    _require_file(cfg.data)
     where = out or Path("runs") / recipe.replace(":", "-")
     RunRoot(where).open(cfg.recipe)
 
     from rich.console import Console
 
+    from nplus.stages.copying import CopyGateError
     from nplus.stages.road import run_road
 
     console = Console()
-    root = run_road(cfg, where, until=until, console=console)
+    try:
+        root = run_road(cfg, where, until=until, console=console)
+    except CopyGateError as error:
+        typer.echo(f"nplus: {error}", err=True)
+        raise typer.Exit(1) from None
     if until is None or until == cfg.stage_names()[-1]:
         _show(root, console)
 
@@ -66,6 +75,18 @@ def report(
     from rich.console import Console
 
     _show(root, Console())
+
+
+def _require_file(data: DataConfig) -> None:
+    """Refuse a data file that is not there before anything is written; hub names pass."""
+    from nplus.records import InputError
+
+    if data.source != "files" or data.data is None:
+        return
+    path = Path(data.data).expanduser()
+    local = path.suffix in FILE_SUFFIXES or path.is_absolute() or data.data[:1] in ".~"
+    if local and not path.exists():
+        raise InputError(f"{data.data}: no such file; name yours with --set data=PATH")
 
 
 def _show(root: RunRoot, console: Console) -> None:

@@ -14,8 +14,7 @@ POST_TEMPLATE = "POST: {post}\n\nTL;DR:"
 
 
 class WorldConfig(Config):
-    """Rows of the embedded synthetic world, per split. Texts depend on (seed, split, index)
-    only."""
+    """Rows of the embedded world, per split. Texts depend on (seed, split, index) only."""
 
     seed: int = 1
     """Seed of the world's texts."""
@@ -44,11 +43,9 @@ class DataConfig(Config):
     world: WorldConfig = WorldConfig()
     """The embedded world's sizes."""
     template: str | None = None
-    """Query template naming columns in braces (Detail A2); None picks by the columns that are
-    there."""
+    """Query template naming columns in braces (Detail A2); None picks by the columns."""
     cut_field: str | None = None
-    """The column that truncation shortens (Detail A3): `post` or `article`; None picks by the
-    template."""
+    """The column that truncation shortens (Detail A3), as `post`; None picks by the template."""
     max_query_tokens: int = Field(512, ge=8)
     """Longest query in tokens; longer ones are cut by paragraph, then by character (Detail A3)."""
     max_response_tokens: int = Field(53, ge=2)
@@ -67,7 +64,6 @@ class TokenizerConfig(Config):
     """A tokenizer trained on the world, or the model's own."""
 
     vocab_size: int | None = Field(None, ge=300)
-    """Train a byte-level BPE of this size on the world's texts; None takes the model's
-    tokenizer."""
+    """Train a byte-level BPE of this size on the world's texts; None takes the model's own."""
     pad_token: str = "[PAD]"
     """PAD, distinct from EOS (Detail A7)."""

@@ -90,5 +90,4 @@ class EvaluateConfig(Config):
     """Judge only the first posts."""
     micro_batch_size: int = Field(128, ge=1)
     judge: Literal["gold", "reward"] = "gold"
-    """`gold`: the world's scorer; `reward`: the reward model itself, for text without a gold
-    scorer."""
+    """`gold`: the world's scorer; `reward`: the reward model, for text without a gold scorer."""

@@ -121,7 +121,7 @@ def _world(config: WorldConfig, folder: Path) -> _Gathered:
     from nplus.data.world.export import SPLITS as POSTS
     from nplus.data.world.export import WorldSpec, export, vocabulary_texts
 
-    sizes = {"train": config.train, "valid": config.valid, "test": config.test}
+    sizes: dict[str, Any] = {"train": config.train, "valid": config.valid, "test": config.test}
     sizes |= {"valid_heldout": config.heldout, "test_heldout": config.heldout}
     spec = WorldSpec(
         seed=config.seed,

@@ -31,6 +31,7 @@ _FINAL_NORMS = ("final_layer_norm", "final_layernorm", "ln_f", "norm")
 class ScalarModel(torch.nn.Module):
     """One number per position: a reward where the text ends, a value before each token."""
 
+    network: PreTrainedModel
     shift: Tensor
 
     def __init__(self, network: PreTrainedModel, shift: float = 0.0) -> None:

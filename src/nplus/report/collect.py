@@ -122,18 +122,15 @@ def _stage(name: str, where: StageDir, notes: list[str]) -> StageView:
         samples = where.read_samples()
     except ValueError:
         notes.append(f"{where.path.name}/samples: a file is cut short, so no samples are shown")
-    return StageView(name, where.path, where.manifest(), _curves(where, notes), samples)
+    return StageView(name, where.path, where.manifest(), _curves(where), samples)
 
 
-def _curves(where: StageDir, notes: list[str]) -> dict[str, Curve]:
+def _curves(where: StageDir) -> dict[str, Curve]:
     points: dict[str, dict[int, float]] = {}
-    try:
-        for row in where.journal_rows():
-            for metric, value in row["metrics"].items():
-                if (finite := number(value)) is not None:
-                    points.setdefault(metric, {})[int(row["step"])] = finite
-    except ValueError:  # the line being written when the process died, or is still at work
-        notes.append(f"{where.path.name}/journal.jsonl: read up to a line that is cut short")
+    for row in where.journal_rows():
+        for metric, value in row["metrics"].items():
+            if (finite := number(value)) is not None:
+                points.setdefault(metric, {})[int(row["step"])] = finite
     return {
         metric: Curve(tuple(sorted(found)), tuple(found[step] for step in sorted(found)))
         for metric, found in points.items()

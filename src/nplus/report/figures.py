@@ -208,7 +208,7 @@ def _group(group: Mapping[str, Any]) -> Dot:
     row: dict[str, Any] = {"rate": rate}
     if n:
         _, row["low"], row["high"] = wilson(rate * n, n)
-    return Dot(str(group.get("name")), f"n {plain(n, 0)}" if n else "", row)
+    return Dot(f"{group.get('name')}, n {plain(n, 0)}", "", row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +244,7 @@ def _dots(dots: Sequence[Dot], lines: Mapping[float, str], name: str) -> str:
             ax.text(1, top + 15, span(dot.row), ha="right", weight="bold")
             if dot.meta:
                 ax.text(0, top + 28, dot.meta, color=AXIS, fontsize=9.5)
-            _interval(ax, dot.row, top + pitch - 10, BLUE, hollow=False)
+            _interval(ax, dot.row, top + pitch - (10 if dot.second else 7), BLUE, hollow=False)
             if dot.second:
                 _interval(ax, dot.second, top + pitch - 4, ORANGE, hollow=True)
         return _inline(figure, name)

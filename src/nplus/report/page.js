@@ -14,15 +14,15 @@
     if (text !== undefined) node.textContent = text;
     return node;
   };
-  const fill = (select, all, values) => {
+  const fill = (select, all, values, before = "") => {
     select.append(new Option(all, ""));
-    for (const v of [...new Set(values)]) select.append(new Option(String(v), String(v)));
+    for (const v of [...new Set(values)]) select.append(new Option(before + v, String(v)));
     select.hidden = select.options.length < 3;
   };
   fill(at("f-subreddit"), "any subreddit", data.posts.map((p) => p.subreddit).filter(Boolean).sort());
   fill(at("f-split"), "all splits", data.posts.map((p) => p.split));
   const temperatures = data.rows.map((r) => r.t).filter((t) => t !== null);
-  fill(at("f-temperature"), "any temperature", temperatures);
+  fill(at("f-temperature"), "any temperature", temperatures, "T ");
   if (temperatures.length) at("f-temperature").value = String(temperatures[0]);
 
   for (const row of data.rows) {

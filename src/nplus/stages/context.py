@@ -19,6 +19,7 @@ from nplus.distributed.topology import Topology
 from nplus.engines.kv import KVEngine
 from nplus.models.lm import load_causal_lm
 from nplus.runs import StageDir
+from nplus.stages.scorers import Gold
 
 
 @dataclass
@@ -38,6 +39,10 @@ class Context:
     @cached_property
     def codec(self) -> Codec:
         return self.data.codec()
+
+    def gold(self) -> Gold | None:
+        """The gold scorer of the embedded world; None where there are no fact sheets."""
+        return None if self.data.facts_path is None else Gold(self.data.facts_path)
 
     @property
     def seed(self) -> int:

@@ -15,7 +15,6 @@ from nplus.config import SamplingConfig
 from nplus.runs import StageDir
 from nplus.stages.context import Context
 from nplus.stages.drawing import draw
-from nplus.stages.scorers import Gold
 
 ROWS = 200
 GREEDY = 0.01
@@ -30,13 +29,13 @@ def copy_test(model: PreTrainedModel, where: StageDir, ctx: Context) -> dict[str
 
     Writes the greedy summaries to `samples/`. The gate itself is `require_copying`.
     """
-    if ctx.data.facts_path is None:
+    gold = ctx.gold()
+    if gold is None:
         return {}
     model.eval()
     sampling = SamplingConfig(temperature=GREEDY, response_length=ctx.config.evaluate.response_length)
     posts = ctx.data.demonstrations("valid")[:ROWS]
     drawn = draw(model, posts, sampling, ctx, name="copy test", size=ctx.config.evaluate.micro_batch_size)
-    gold = Gold(ctx.data.facts_path)
     right: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
     rows = []

@@ -220,7 +220,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     """Writes `judgements.jsonl` and `table.jsonl`; its results are the win-rate tables of the report."""
     cfg = ctx.config.evaluate
     reward_model = ScalarModel.load(ctx.dirs["reward"].model).to(ctx.device).eval()
-    gold = Gold(ctx.data.facts_path) if cfg.judge == "gold" else None
+    gold = ctx.gold() if cfg.judge == "gold" else None
     judges = Judges(RewardScorer(reward_model, ctx.codec, size=cfg.micro_batch_size), gold)
     splits = [s for s in (cfg.split, f"{cfg.split}_heldout") if s in ctx.data.splits()]
     posts = {split: ctx.data.demonstrations(split)[: cfg.max_rows] for split in splits}

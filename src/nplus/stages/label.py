@@ -130,7 +130,9 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
         for split, count in counts.items():
             rows += _contrast_comparisons(split, count, ctx)
     else:
-        gold = Gold(ctx.data.facts_path)
+        gold = ctx.gold()
+        if gold is None:
+            raise ValueError("label.kind=world needs the fact sheets of the embedded world")
         samples: dict[str, list[Completion]] = {}
         for completion in read_records(ctx.dirs["sample"].completions, Completion):
             samples.setdefault(completion.id, []).append(completion)

@@ -25,7 +25,6 @@ from nplus.seeding import epoch_order, take
 from nplus.stages.autocast import forward_precision
 from nplus.stages.context import Context
 from nplus.stages.drawing import noise
-from nplus.stages.scorers import Gold
 from nplus.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import update
@@ -124,7 +123,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     cfg = ctx.config.ppo
     plan = batch_plan(cfg)
     posts = ctx.data.demonstrations("train")
-    gold = Gold(ctx.data.facts_path) if ctx.data.facts_path is not None else None
+    gold = ctx.gold()
     policy, reference = ctx.policy("sft"), ctx.policy("sft").eval().requires_grad_(False)
     reward_model = ScalarModel.load(ctx.dirs["reward"].model).to(ctx.device).eval().requires_grad_(False)
     critic = ScalarModel.load(ctx.dirs["reward"].model).to(ctx.device)

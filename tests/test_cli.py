@@ -1,0 +1,193 @@
+"""The command line: what it prints, and that wrong input ends in one message and writes nothing."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import nplus
+from nplus.cli import app
+from nplus.recipes import RECIPES, recipe
+from nplus.records import InputError
+from nplus.runs import RunRoot
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def road(monkeypatch):
+    """A stand-in for the road and the report; `road.calls` are the roads' arguments."""
+
+    def run_road(config, out, *, until=None, console):
+        stub.calls.append((config, out, until))
+        if stub.error is not None:
+            raise stub.error
+        root = RunRoot(out)
+        root.write_index(config.recipe, config.model_dump(mode="json"), {})
+        return root
+
+    stub = ModuleType("nplus.stages.road")
+    stub.calls, stub.error, stub.run_road = [], None, run_road
+    copying = ModuleType("nplus.stages.copying")
+    copying.CopyGateError = type("CopyGateError", (RuntimeError,), {})
+    stub.gate = copying.CopyGateError
+    report = ModuleType("nplus.report")
+    page, card, tables = (ModuleType(f"nplus.report.{n}") for n in ("page", "card", "tables"))
+    page.write_report = lambda root: root.report
+    card.write_cards = lambda root: []
+    tables.verdict = lambda root: "PPO wins"
+    for module in (ModuleType("nplus.stages"), stub, copying, report, page, card, tables):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return stub
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def refused(*arguments):
+    """The one message of a call that must end with exit code 2."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("nplus: ")
+    return result.stderr
+
+
+def test_help_and_version():
+    assert "Begin with" in call("--help").stdout
+    assert call("--version").stdout == f"nplus {nplus.__version__}\n"
+    assert call().exit_code in (0, 2)
+
+
+def test_the_options_of_a_command_stay_a_handful():
+    options = {
+        name: {o for p in command.params for o in p.opts if o.startswith("--")}
+        for name, command in _commands().items()
+    }
+    assert options == {
+        "run": {"--set", "--config", "--out", "--seed", "--until"},
+        "check": {"--set", "--config", "--seed", "--world-size"},
+        "recipes": set(),
+        "report": set(),
+    }
+
+
+def _commands():
+    import typer
+
+    return typer.main.get_command(app).commands
+
+
+def test_recipes_are_listed_with_a_line_each():
+    lines = call("recipes").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    assert all(len(line) > 40 for line in lines)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_check_prints_a_config_file_that_says_the_same(name, tmp_path):
+    first = call("check", name, "--set", "ppo.gamma=0.9")
+    assert first.exit_code == 0, first.output
+    assert yaml.safe_load(first.stdout)["ppo"]["gamma"] == 0.9
+    (tmp_path / "mine.yaml").write_text(first.stdout, encoding="utf-8")
+    assert call("check", name, "--config", "mine.yaml").stdout == first.stdout
+    assert "optimiser_steps=" in first.stdout
+    assert f"# stages: {', '.join(recipe(name).stage_names())}" in first.stdout
+
+
+def test_check_over_processes_refuses_what_does_not_divide():
+    args = ["check", "real", "--world-size"]
+    assert "micro_batches=2" in call(*args, "2").stdout
+    assert "does not divide over 3 processes" in refused(*args, "3")
+
+
+def test_run_hands_over_the_config_and_prints_verdict_and_report(road, tmp_path):
+    result = call("run", "toy:tiny", "--seed", "5", "--set", "ppo.kl_coef=0.3")
+    assert result.exit_code == 0, result.output
+    [(config, out, until)] = road.calls
+    assert (config.seed, config.ppo.kl_coef, until) == (5, 0.3, None)
+    assert str(out) == "runs/toy-tiny"
+    assert "PPO wins" in result.stdout
+    assert "report: runs/toy-tiny/report.html" in result.stdout
+
+
+def test_run_until_an_early_stage_prints_no_verdict(road):
+    result = call("run", "toy", "--until", "sft", "--out", "here")
+    assert result.exit_code == 0, result.output
+    assert [(str(out), until) for _, out, until in road.calls] == [("here", "sft")]
+    assert "PPO wins" not in result.stdout
+
+
+def test_report_of_a_run(road):
+    RunRoot(Path("r")).write_index("toy", {}, {})
+    assert "report: r/report.html" in call("report", "r").stdout
+    assert "not a run directory" in refused("report", "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["run", "toyy"], ("unknown recipe 'toyy'", "did you mean 'toy'?")),
+        (["run", "toy", "--set", "ppo.klcoef=1"], ("ppo.klcoef", "ppo.kl_coef?")),
+        (["run", "toy", "--set", "ppo.batch_size=100"], ("100 rows", "micro_batch_size=64")),
+        (["run", "toy", "--set", "ppo.gamma=2", "--set", "x=1"], ("2 problems", "ppo.gamma=2")),
+        (["run", "toy", "--config", "none.yaml"], ("none.yaml", "cannot read it")),
+        (["run", "toy", "--until", "dpo"], ("--until dpo", "pretrain, sft")),
+        (["run", "real"], ("posts.jsonl", "no such file", "--set data=PATH")),
+        (["check", "toy", "--set", "seed=x"], ("seed='x'",)),
+    ],
+)
+def test_wrong_input_is_one_message_and_nothing_is_written(road, tmp_path, arguments, parts):
+    text = refused(*arguments)
+    assert all(part in text for part in parts), text
+    assert road.calls == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_of_another_run_is_left_as_it_is(road, tmp_path):
+    RunRoot(tmp_path / "r").write_index("real", {}, {})
+    before = (tmp_path / "r" / "run.json").read_bytes()
+    assert "holds a run of recipe 'real'" in refused("run", "toy", "--out", "r")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    assert "holds files that are not a run" in refused("run", "toy", "--out", "full")
+    assert road.calls == []
+    assert [p.name for p in (tmp_path / "r").iterdir()] == ["run.json"]
+    assert (tmp_path / "r" / "run.json").read_bytes() == before
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (InputError("posts.jsonl, line 3: no title"), 2, "nplus: posts.jsonl, line 3: no title\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
+    ],
+)
+def test_what_a_stage_raises_reaches_the_user_as_one_message(road, error, code, text):
+    road.error = error
+    result = call("run", "toy")
+    assert result.exit_code == code
+    assert text in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_closed_gate_is_a_message_and_exit_code_1(road):
+    road.error = road.gate("too few facts are copied")
+    result = call("run", "toy")
+    assert (result.exit_code, result.stderr) == (1, "nplus: too few facts are copied\n")
+
+
+def test_a_fault_of_ours_keeps_its_traceback(road):
+    road.error = ValueError("shape mismatch")
+    result = call("run", "toy")
+    assert result.exit_code == 1
+    assert result.exception is road.error
