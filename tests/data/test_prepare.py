@@ -185,7 +185,7 @@ def test_an_overlong_response_is_an_error_or_dropped(tmp_path: Path, write: Writ
     prepare_badly(
         files(path, max_response_tokens=20),
         tmp_path / "out",
-        r"line (5|10): the response has \d+ tokens with EOS, over data\.max_response_tokens=20.*overlong=drop",
+        r"line (5|10): .*over data\.max_response_tokens=20; raise it .*overlong=drop",
     )
     report = prepare(
         files(path, max_response_tokens=20, overlong="drop"), TINY, None, tmp_path / "out"
@@ -316,6 +316,13 @@ def test_the_worlds_comparisons_can_be_read(world: tuple[Path, dict[str, Any]]) 
     assert set(paths) == {"train", "valid", "test", "valid_heldout", "test_heldout", "news"}
     pairs, _ = read_comparisons(paths["train"], folder.codec(), DataConfig())
     assert len(pairs) == 40
+
+
+def test_a_worlds_row_at_fault_is_named(tmp_path: Path) -> None:
+    sizes = WorldConfig(pretrain=4, train=9, valid=2, test=2, heldout=2, news=0)
+    with pytest.raises(InputError, match=r"the world's data/train\.jsonl, line \d+: the response"):
+        prepare(DataConfig(world=sizes, max_response_tokens=5), TINY, None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # Real text beside the project.

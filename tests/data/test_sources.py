@@ -174,7 +174,7 @@ def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "posts.jsonl").write_bytes(b'{"post": "\xff"}\n')
-    with pytest.raises(InputError, match=r"posts\.jsonl: not UTF-8"):
+    with pytest.raises(InputError, match=r"posts\.jsonl, line 1: not UTF-8"):
         open_source(tmp_path / "posts.jsonl")
 
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from nplus.records import Comparison, Demonstration, InputError, read_records, w
 SEAM_ROWS = 64
 VOCABULARY_ROWS = 8_000
 REFERENCE_POLICY = "ref"
+UNLIMITED = ("pretrain", "news")
+"""Splits whose responses no policy has to end within `max_response_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,13 @@ def _world(config: WorldConfig, folder: Path) -> _Gathered:
     splits = {name: load_demonstrations(paths[name])[""] for name in (*POSTS, "pretrain")}
     if config.news:
         splits["news"] = _references(load_comparisons(paths["comparisons_news"]))
+    # Messages name rows after the folder is gone.
+    splits = {
+        name: [
+            replace(row, where=row.where.replace(str(folder), "the world's data")) for row in rows
+        ]
+        for name, rows in splits.items()
+    }
     pairs = {name: path for name, path in paths.items() if name.startswith("comparisons_")}
     copies = {
         f"comparisons/{name.removeprefix('comparisons_')}.jsonl": pairs[name] for name in pairs
@@ -247,7 +256,7 @@ def _fit(rows: Sequence[RawDemonstration], codec: Codec, data: DataConfig, split
     """Rows cut to length; one that cannot fit is an error, or dropped, as `overlong` says."""
     queries = fit_queries(rows, codec, data.max_query_tokens)
     responses = [len(ids) for ids in codec.encode_responses([row.response for row in rows])]
-    limit = None if split == "pretrain" else data.max_response_tokens
+    limit = None if split in UNLIMITED else data.max_response_tokens
     faults: list[InputError] = []
     kept: list[tuple[RawDemonstration, str, int, int]] = []
     for row, query, tokens in zip(rows, queries, responses, strict=True):

@@ -92,7 +92,7 @@ def rows_of(path: Path) -> Iterator[Place]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if path.suffix != ".parquet":
-        yield from ((f"{path}, line {n}", row) for n, row in _lines(path))
+        yield from ((f"{path}, line {n}", row) for n, row in parse_lines(path))
         return
     import pyarrow
     import pyarrow.parquet
@@ -103,15 +103,6 @@ def rows_of(path: Path) -> Iterator[Place]:
         raise InputError(f"{path}: not a readable Parquet file ({error})") from error
     for number, row in enumerate(table.to_pylist(), 1):
         yield f"{path}, row {number}", row
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        yield from parse_lines(path)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start})"
-        ) from error
 
 
 def open_source(source: str | Path) -> dict[str, list[Place]]:

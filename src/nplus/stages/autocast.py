@@ -9,8 +9,11 @@ import torch
 from nplus.stages.context import Context
 
 
-def forward_precision(ctx: Context) -> AbstractContextManager[object]:
-    """bf16 autocast where `compute.autocast` asks for it; log-softmax stays in float32 (Detail B4)."""
-    if ctx.config.compute.autocast == "none":
+def forward_precision(ctx: Context, autocast: str | None = None) -> AbstractContextManager[object]:
+    """bf16 autocast where `autocast`, or else `compute.autocast`, asks for it.
+
+    Log-softmax stays in float32 (Detail B4).
+    """
+    if (autocast or ctx.config.compute.autocast) == "none":
         return nullcontext()
     return torch.autocast(ctx.device.type, dtype=torch.bfloat16)

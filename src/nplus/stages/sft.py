@@ -50,6 +50,7 @@ def train(
     loss_on: str = "all",
     query_weight: float = 1.0,
     response_weight: float = 1.0,
+    autocast: str | None = None,
 ) -> Mapping[str, float]:
     """`epochs` passes over `rows`, one optimiser step per `batch_size` rows; resumes by itself.
 
@@ -64,7 +65,7 @@ def train(
         where.event("resumed", step=first)
 
     def objective(micro: TokenBatch) -> Objective:
-        with forward_precision(ctx):
+        with forward_precision(ctx, autocast):
             logits_BTV = sequence_logits(model, micro.tokens_BT, micro.mask_BT)
         return supervised.objective(logits_BTV, micro)
 

@@ -1,0 +1,118 @@
+"""Chains stages: keyed by config, inputs, seed and algorithm version; skipped when complete."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from nplus.runs.manifest import Manifest, code_version, key_of, package_versions
+from nplus.runs.rundir import RunRoot, StageDir
+
+Results = Mapping[str, Any]
+StageFn = Callable[[StageDir], Results]
+
+
+def peak_memory_gib() -> float:
+    """Peak resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """Runs stages into one run directory.
+
+    `keys` maps a finished stage's name to its key, so a later stage's key covers all it depends on.
+    """
+
+    root: RunRoot
+    recipe: str
+    config: Mapping[str, Any]
+    seed: int
+    device: str = "cpu"
+    on_stage: Callable[[str, StageDir, str], None] = lambda name, where, state: None
+    """Told `(stage, directory, "run" | "skip" | "done")`."""
+    keys: dict[str, str] = field(default_factory=dict)
+    dirs: dict[str, StageDir] = field(default_factory=dict)
+
+    def run(
+        self,
+        name: str,
+        config: Any,
+        fn: StageFn,
+        *,
+        version: int = 1,
+        inputs: Mapping[str, str] | None = None,
+    ) -> StageDir:
+        """Run stage `name`, or skip it when a complete manifest with the same key exists.
+
+        `inputs` maps a role to the name of an earlier stage, or to `path:hash` of something
+        outside the run.
+        """
+        inputs = dict(inputs or {})
+        if unknown := [
+            what for what in inputs.values() if what not in self.keys and ":" not in what
+        ]:
+            raise ValueError(f"stage {name!r} takes {unknown}, which no earlier stage made")
+        resolved = {role: self.keys.get(what, what) for role, what in inputs.items()}
+        key = key_of(name, version, config, self.seed, resolved)
+        where = self.root.stage(name, key)
+        self.keys[name], self.dirs[name] = key, where
+        self._index()
+        if where.complete(key):
+            self.on_stage(name, where, "skip")
+            return where
+        self.on_stage(name, where, "run")
+        where.path.mkdir(parents=True, exist_ok=True)
+        manifest = Manifest(
+            stage=name,
+            key=key,
+            status="running",
+            config=config,
+            seed=self.seed,
+            inputs=tuple(
+                {"role": r, "path": self._where(w), "hash": resolved[r]} for r, w in inputs.items()
+            ),
+            code_version=code_version(),
+            packages=package_versions(),
+            device=self.device,
+            started=_now(),
+        )
+        manifest.write(where.manifest_path)
+        where.event("started", key=key)
+        began = time.monotonic()
+        try:
+            results = fn(where)
+        except BaseException as error:
+            failed = replace(
+                manifest, status="failed", error=f"{type(error).__name__}: {error}", finished=_now()
+            )
+            failed.write(where.manifest_path)
+            raise
+        replace(
+            manifest,
+            status="complete",
+            results=dict(results),
+            finished=_now(),
+            seconds=round(time.monotonic() - began, 3),
+            peak_memory_gib=round(peak_memory_gib(), 3),
+        ).write(where.manifest_path)
+        where.event("finished")
+        self.on_stage(name, where, "done")
+        return where
+
+    def _where(self, what: str) -> str:
+        return self.dirs[what].path.name if what in self.dirs else what.rpartition(":")[0]
+
+    def _index(self) -> None:
+        names = {name: where.path.name for name, where in self.dirs.items()}
+        self.root.write_index(self.recipe, self.config, names)
