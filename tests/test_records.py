@@ -58,7 +58,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         (b'{"id": "a", "query": "q"}\n{"id": \n', ("line 2", "not valid JSON", "column")),
         (b'\n{"id": "a"}\n', ("line 2", "Prompt lacks ['query']")),
         (b"[1]\n", ("line 1", "found list")),
-        (b'{"id": "a", "query": "caf\xe9"}\n', ("line 1", "not UTF-8")),
+        (b'{"id": "a", "query": "caf\xe9"}\n', ("line 1", "byte 26", "not UTF-8")),
     ],
 )
 def test_an_error_names_file_line_and_mend(lines, parts, tmp_path):

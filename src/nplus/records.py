@@ -107,7 +107,7 @@ def parse_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 raise InputError(
-                    f"{path}, line {number}: not UTF-8 text (byte {error.start + 1} of the line); "
+                    f"{path}, line {number}: not UTF-8 text (byte {error.start + 1} of it); "
                     "save the file as UTF-8"
                 ) from error
             except json.JSONDecodeError as error:

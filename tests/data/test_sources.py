@@ -150,7 +150,7 @@ def test_a_folder_without_training_split_is_refused(tmp_path: Path, write: Write
 
 @pytest.mark.parametrize("name", ["absent.jsonl", "absent.parquet", "./absent", "/absent/posts"])
 def test_a_missing_file_is_named(name: str) -> None:
-    with pytest.raises(InputError, match=f"{name}|absent"):
+    with pytest.raises(InputError, match=r"absent.*: no such file"):
         open_source(name)
 
 
@@ -174,7 +174,7 @@ def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "posts.jsonl").write_bytes(b'{"post": "\xff"}\n')
-    with pytest.raises(InputError, match=r"posts\.jsonl, line 1: not UTF-8"):
+    with pytest.raises(InputError, match=r"posts\.jsonl.*not UTF-8"):
         open_source(tmp_path / "posts.jsonl")
 
 

@@ -68,7 +68,7 @@ def test_a_header_over_the_limit_is_an_error() -> None:
 
 def test_the_cue_and_the_header_survive(codec: Codec, sft_rows: list[dict[str, Any]]) -> None:
     for row in sft_rows[:2]:
-        query = truncate_query(TLDR_TEMPLATE, row, "post", 60, codec.encode)
+        query = truncate_query(TLDR_TEMPLATE, row, "post", 60, codec.encode, splits_at_spaces=True)
         assert query.startswith("SUBREDDIT: r/test\n\nTITLE: Lamp\n\nPOST: ")
         assert query.endswith("\n\nTL;DR:")
         assert len(codec.encode(query)) <= 60

@@ -87,10 +87,10 @@ PREFERENCES = (
 
 def rows_of(path: Path) -> Iterator[Place]:
     """`(where, row)` of a JSONL or Parquet file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file or folder")
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
     if path.suffix != ".parquet":
         yield from ((f"{path}, line {n}", row) for n, row in parse_lines(path))
         return

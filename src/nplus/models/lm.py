@@ -198,6 +198,12 @@ def load_complete(auto: Any, source: Path | str, **options: Any) -> PreTrainedMo
             f"{source}: the checkpoint lacks {len(missing)} parameters of {type(model).__name__}, "
             f"first {missing[0]!r}; they would be random. Is this another kind of model?"
         )
+    # With tied embeddings nothing is missing when a reward model is read as a language model.
+    if any(name.endswith("score.weight") for name in info["unexpected_keys"]):
+        raise InputError(
+            f"{source}: holds a reward or value model (score.weight), "
+            f"not a {type(model).__name__}; name the directory of a language model"
+        )
     return model
 
 

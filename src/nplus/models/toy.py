@@ -8,7 +8,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 ROTARY_PCT = 1.0
-"""Share of each head's dimensions that carry rotary positions; Pythia has 0.25, a toy copies sooner with all."""
+"""Share of each head that rotates with position; Pythia has 0.25, a toy copies sooner with 1."""
 MAX_POSITIONS = 512
 
 

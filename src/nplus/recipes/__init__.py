@@ -29,4 +29,4 @@ def recipe(name: str) -> RunConfig:
 
 def summary(name: str) -> str:
     """A recipe in one line."""
-    return (RECIPES[name].__doc__ or "").partition("\n")[0].rstrip(".")
+    return (RECIPES[name].__doc__ or "").partition("\n")[0].removesuffix(".")

@@ -28,7 +28,11 @@ def toy() -> RunConfig:
     """The whole road in minutes on two CPU cores: a 1M-parameter model on the embedded world."""
     return RunConfig(
         recipe="toy",
-        data=DataConfig(max_query_tokens=224, max_response_tokens=36),
+        data=DataConfig(
+            max_query_tokens=224,
+            max_response_tokens=36,
+            world=WorldConfig(pretrain=16_000, train=5_000),
+        ),
         tokenizer=TokenizerConfig(vocab_size=2048),
         model=ModelConfig(size="1M", attn_implementation="eager"),
         compute=ComputeConfig(device="cpu", matmul_precision="medium"),
@@ -42,13 +46,13 @@ def toy() -> RunConfig:
         ),
         sft=SFTConfig(
             optim=OptimConfig(learning_rate=1e-3),
-            batch=BatchConfig(batch_size=64, micro_batch_size=64),
+            batch=BatchConfig(batch_size=64, micro_batch_size=32),
         ),
         sample=SampleConfig(response_length=RESPONSE_LENGTH),
         label=LabelConfig(kind="world"),
         reward=RewardConfig(
             optim=OptimConfig(learning_rate=5e-4),
-            batch=BatchConfig(batch_size=64, micro_batch_size=64),
+            batch=BatchConfig(batch_size=64, micro_batch_size=32),
         ),
         ppo=PPOConfig(
             total_episodes=20 * 64,
@@ -63,7 +67,7 @@ def toy() -> RunConfig:
 
 
 def overoptimise() -> RunConfig:
-    """The toy road without a KL penalty: the reward model's score rises, the gold score falls."""
+    """The toy road without a KL penalty: does the gold score follow the reward model's?"""
     cfg = toy()
     ppo = cfg.ppo.model_copy(update={"kl_coef": 0.0, "total_episodes": 60 * 64})
     return cfg.model_copy(update={"recipe": "toy:overoptimise", "ppo": ppo})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from nplus.config import RunConfig
 from nplus.records import InputError
@@ -33,6 +34,7 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     """The part of the config that a stage's result depends on, and so its key."""
     shared = ("compute", "model") if name != "data" else ("tokenizer", "model")
     parts = {key: getattr(config, key).model_dump(mode="json") for key in shared}
+    parts.get("compute", {}).pop("threads", None)  # changes speed, not the algorithm
     parts[name] = getattr(config, name).model_dump(mode="json")
     if name == "sft":  # the copy test generates with the verdict's lengths; the gate acts outside the stage
         parts["sft"].pop("copy_gate")
@@ -63,6 +65,7 @@ def run_road(
     root = RunRoot(out)
     root.open(config.recipe)
     device = resolve_device(config.compute)
+    disable_progress_bar()  # ours shows the steps; transformers' shows each file
     pipeline = Pipeline(
         root=root,
         recipe=config.recipe,
