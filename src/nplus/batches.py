@@ -32,9 +32,7 @@ class Batch:
         changed = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if isinstance(value, Tensor | Batch):
-                changed[field.name] = fn(value)
-            elif isinstance(value, tuple):
+            if isinstance(value, Tensor | Batch) or isinstance(value, tuple):
                 changed[field.name] = fn(value)
         return replace(self, **changed)  # type: ignore[type-var]
 
@@ -63,7 +61,9 @@ class Batch:
             yield self.rows(torch.arange(start, stop))
 
 
-def _check(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> None:
+def _check(
+    name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None
+) -> None:
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
     if dtype is not None and tensor.dtype != dtype:

@@ -43,7 +43,8 @@ def generate(
     """`engine.generate` over pieces of at most `size` rows of similar length, in the caller's order."""
     order = torch.argsort(prompts.mask_BP.sum(1), stable=True)
     pieces = [
-        engine.generate(prompts.rows(index), sampling, noise_BR[index]) for index in order.split(size)
+        engine.generate(prompts.rows(index), sampling, noise_BR[index])
+        for index in order.split(size)
     ]
     back = torch.argsort(order)
     return Generation(
@@ -85,7 +86,9 @@ def collect(
     """
     generation = trimmed(generate(engine, prompts, sampling, noise_BR, size=size))
     if old_logprobs == "trainer":
-        old_BR = _in_pieces(lambda g: logprobs_of(policy, g, sampling.temperature), generation, size)
+        old_BR = _in_pieces(
+            lambda g: logprobs_of(policy, g, sampling.temperature), generation, size
+        )
     else:
         old_BR = generation.logprobs_BR.masked_fill(~generation.response_mask_BR, 0.0)
     ref_BR = _in_pieces(lambda g: logprobs_of(reference, g, sampling.temperature), generation, size)
@@ -113,5 +116,7 @@ def add_values(rollout: Rollout, critic: ScalarModel, *, size: int) -> ValuedRol
 
 def texts(generation: Generation, decode: Callable[[Sequence[int]], str]) -> list[str]:
     """Each response as text, cut at its first EOS (Detail E7)."""
-    rows = zip(generation.tokens_BR.tolist(), generation.response_mask_BR.sum(1).tolist(), strict=True)
+    rows = zip(
+        generation.tokens_BR.tolist(), generation.response_mask_BR.sum(1).tolist(), strict=True
+    )
     return [decode(tokens[:length]) for tokens, length in rows]

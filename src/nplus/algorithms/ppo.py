@@ -34,7 +34,9 @@ def credit(
     scores_B = rollout.scores_B
     if cfg.missing_eos_penalty is not None:
         scores_B = missing_eos(scores_B, rollout.has_eos_B, penalty=-cfg.missing_eos_penalty)
-    rewards_BR = token_rewards(scores_B, kl_BR, mask_BR, kl_coef=cfg.kl_coef, score_step=cfg.score_step)
+    rewards_BR = token_rewards(
+        scores_B, kl_BR, mask_BR, kl_coef=cfg.kl_coef, score_step=cfg.score_step
+    )
     value_mask_BR = valued.value_mask_BR if cfg.score_step == "after_eos" else mask_BR
     if cfg.whiten_rewards:
         moments = _over_ranks(masked_moments(rewards_BR, value_mask_BR), all_sum)

@@ -23,4 +23,6 @@ def objective(scores_2N: Tensor, batch: PairBatch) -> Objective:
         "margin": Mean.of(chosen_N - rejected_N),
         "mean_reward": Mean.of(scores_2N),
     }
-    return Objective(terms={"train": (1.0, Mean(loss.loss_N.sum(), float(len(batch))))}, metrics=metrics)
+    return Objective(
+        terms={"train": (1.0, Mean(loss.loss_N.sum(), float(len(batch))))}, metrics=metrics
+    )

@@ -37,5 +37,7 @@ def accuracy_report(rows: Sequence[Comparison], margins: Sequence[float]) -> dic
         "by_split": grouped(lambda row: row.split),
         "by_batch": grouped(lambda row: row.batch),
         "by_policies": grouped(lambda row: "--".join(sorted(row.policies))),
-        "by_confidence": grouped(lambda row: None if row.confidence is None else str(row.confidence)),
+        "by_confidence": grouped(
+            lambda row: None if row.confidence is None else str(row.confidence)
+        ),
     }

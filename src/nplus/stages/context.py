@@ -53,7 +53,9 @@ class Context:
         cfg = self.config.model
         if stage is not None:
             where = str(self.dirs[stage].model)
-            cfg = cfg.model_copy(update={"model_name_or_path": where, "size": None, "revision": None})
+            cfg = cfg.model_copy(
+                update={"model_name_or_path": where, "size": None, "revision": None}
+            )
         return load_causal_lm(cfg).to(self.device)
 
     def engine(self, model: PreTrainedModel) -> KVEngine:

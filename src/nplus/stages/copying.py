@@ -33,9 +33,13 @@ def copy_test(model: PreTrainedModel, where: StageDir, ctx: Context) -> dict[str
     if gold is None:
         return {}
     model.eval()
-    sampling = SamplingConfig(temperature=GREEDY, response_length=ctx.config.evaluate.response_length)
+    sampling = SamplingConfig(
+        temperature=GREEDY, response_length=ctx.config.evaluate.response_length
+    )
     posts = ctx.data.demonstrations("valid")[:ROWS]
-    drawn = draw(model, posts, sampling, ctx, name="copy test", size=ctx.config.evaluate.micro_batch_size)
+    drawn = draw(
+        model, posts, sampling, ctx, name="copy test", size=ctx.config.evaluate.micro_batch_size
+    )
     right: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
     rows = []
@@ -63,7 +67,9 @@ def require_copying(where: StageDir, least: float) -> None:
     found = dict(manifest.results) if manifest else {}
     if "copy_accuracy" not in found or found["copy_accuracy"] >= least:
         return
-    slots = ", ".join(f"{slot} {share:.2f}" for slot, share in sorted(found["copy"].items(), key=lambda x: x[1]))
+    slots = ", ".join(
+        f"{slot} {share:.2f}" for slot, share in sorted(found["copy"].items(), key=lambda x: x[1])
+    )
     raise CopyGateError(
         f"copy test failed: {found['copy_accuracy']:.2f} of the facts stated by greedy SFT summaries are right, "
         f"sft.copy_gate asks for {least:.2f} (by slot: {slots}). Train longer (data.world.pretrain, "

@@ -26,7 +26,9 @@ class Drawn:
     has_eos: bool
 
 
-def noise(seed: int, name: str, keys: Sequence[str], sampling: SamplingConfig, sample: int = 0) -> torch.Tensor:
+def noise(
+    seed: int, name: str, keys: Sequence[str], sampling: SamplingConfig, sample: int = 0
+) -> torch.Tensor:
     """[B, R] uniforms named by (name, prompt key, sample): the same whatever the batch."""
     grid = uniform_grid(seed, [(name, key, sample) for key in keys], sampling.response_length)
     return torch.from_numpy(grid)

@@ -100,7 +100,11 @@ def describe(system: System) -> dict[str, Any]:
         wrong, stated = wrong_and_stated(system)
         row["coverage"] = sum(map(len, system.covered)) / len(system.covered)
         found = share(sum(wrong), sum(stated))
-        row["wrong_fact_rate"] = {"value": found["rate"], "low": found["low"], "high": found["high"]}
+        row["wrong_fact_rate"] = {
+            "value": found["rate"],
+            "low": found["low"],
+            "high": found["high"],
+        }
     return row
 
 
@@ -116,7 +120,9 @@ def judgements(ours: System, theirs: System) -> list[Judgement]:
         Judgement(
             id=post.id,
             split=ours.split,
-            policy=ours.policy if ours.temperature is None else f"{ours.policy}@{ours.temperature:g}",
+            policy=ours.policy
+            if ours.temperature is None
+            else f"{ours.policy}@{ours.temperature:g}",
             opponent=theirs.policy,
             response=ours.texts[i],
             opponent_response=theirs.texts[i],
@@ -139,7 +145,9 @@ def wrong_fact_difference(ppo: System, sft: System) -> dict[str, Any]:
         wrong, stated = wrong_and_stated(system)
         rate = sum(wrong) / max(1, sum(stated))
         mean_stated = max(1e-9, sum(stated) / len(stated))
-        influences.append([(w - rate * s) / mean_stated + rate for w, s in zip(wrong, stated, strict=True)])
+        influences.append(
+            [(w - rate * s) / mean_stated + rate for w, s in zip(wrong, stated, strict=True)]
+        )
         rates.append(rate)
     found = mean_difference(influences[0], influences[1], paired=True)
     return {
@@ -153,7 +161,9 @@ def wrong_fact_difference(ppo: System, sft: System) -> dict[str, Any]:
     }
 
 
-def reference_system(posts: list[Demonstration], split: str, judges: Judges, ctx: Context) -> System:
+def reference_system(
+    posts: list[Demonstration], split: str, judges: Judges, ctx: Context
+) -> System:
     drawn = []
     for post in posts:
         ids = tuple(ctx.codec.encode_response(post.response))
@@ -161,7 +171,9 @@ def reference_system(posts: list[Demonstration], split: str, judges: Judges, ctx
     return judges.system("reference", None, split, posts, drawn)
 
 
-def swap_accuracy(judges: Judges, ctx: Context, posts: list[Demonstration]) -> dict[str, float] | None:
+def swap_accuracy(
+    judges: Judges, ctx: Context, posts: list[Demonstration]
+) -> dict[str, float] | None:
     """How often the reward model prefers a reference to itself with exactly one fact swapped."""
     if judges.gold is None:
         return None
@@ -176,7 +188,9 @@ def swap_accuracy(judges: Judges, ctx: Context, posts: list[Demonstration]) -> d
     return share(sum(a > b for a, b in scores), len(originals))
 
 
-def reward_model_report(model: ScalarModel, judges: Judges, ctx: Context, split: str) -> dict[str, Any]:
+def reward_model_report(
+    model: ScalarModel, judges: Judges, ctx: Context, split: str
+) -> dict[str, Any]:
     """Accuracy against labels (from the reward stage), against gold, and on minimal swaps."""
     manifest = ctx.dirs["reward"].manifest()
     report: dict[str, Any] = dict(manifest.results["validation"]) if manifest else {}
@@ -184,7 +198,9 @@ def reward_model_report(model: ScalarModel, judges: Judges, ctx: Context, split:
     report["bayes_accuracy"] = label.results.get("bayes_accuracy_valid") if label else None
     report["gold_accuracy"] = None
     if judges.gold is not None:
-        rows = [r for r in read_records(ctx.dirs["label"].comparisons, Comparison) if r.split != "train"]
+        rows = [
+            r for r in read_records(ctx.dirs["label"].comparisons, Comparison) if r.split != "train"
+        ]
         scores = score_pairs(model, rows, ctx)
         agree = decided = 0
         for row, (first, second) in zip(rows, scores, strict=True):
@@ -210,7 +226,10 @@ def _table_rows(reference: System, sft: System, ppo: System) -> list[dict[str, A
             "proxy": {name: s.proxy[i] for name, s in systems.items()},
             "tokens": {name: s.tokens[i] for name, s in systems.items()},
             "covered": {name: list(s.covered[i]) for name, s in systems.items()},
-            "wrong": {name: [f"{slot}: {value}" for slot, value in s.wrong[i]] for name, s in systems.items()},
+            "wrong": {
+                name: [f"{slot}: {value}" for slot, value in s.wrong[i]]
+                for name, s in systems.items()
+            },
         }
         for i, post in enumerate(ppo.posts)
     ]
@@ -236,7 +255,9 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
             reference = reference_system(posts[split], split, judges, ctx)
             systems.append(reference)
             for temperature in cfg.temperatures:
-                sampling = SamplingConfig(temperature=temperature, response_length=cfg.response_length)
+                sampling = SamplingConfig(
+                    temperature=temperature, response_length=cfg.response_length
+                )
                 found = {}
                 for name, model in models.items():
                     drawn = draw(
@@ -254,7 +275,12 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
                 for ours, theirs in (("sft", reference), ("ppo", reference), ("ppo", found["sft"])):
                     rows = judgements(found[ours], theirs)
                     judged += rows
-                    head = {"policy": ours, "opponent": theirs.policy, "temperature": temperature, "split": split}
+                    head = {
+                        "policy": ours,
+                        "opponent": theirs.policy,
+                        "temperature": temperature,
+                        "split": split,
+                    }
                     win_rates.append({**head, **summarise(rows)})
                 if gold is not None:
                     wrong.append(wrong_fact_difference(found["ppo"], found["sft"]))
@@ -279,7 +305,8 @@ def verdict_line(win_rates: list[dict[str, Any]]) -> str:
     """The near-greedy verdict on the main split in one sentence."""
     main = win_rates[:3]
     told = {
-        (row["policy"], row["opponent"]): f"{row['rate']:.0%} [{row['low']:.0%}, {row['high']:.0%}]" for row in main
+        (row["policy"], row["opponent"]): f"{row['rate']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
+        for row in main
     }
     return (
         f"Against the references SFT wins {told['sft', 'reference']} and PPO {told['ppo', 'reference']}; "

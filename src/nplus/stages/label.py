@@ -42,7 +42,10 @@ def _contestants(
         second = ("lead", lead(post.fields["post"]))
     elif kind in ("swap", "broken"):
         how = kind if kind == "swap" else dice.choose([c for c in CORRUPTIONS if c != "swap"])
-        second = (f"corrupt_{how}", corrupt(gold.sheets[post.id], first[1] or post.response, dice, how))
+        second = (
+            f"corrupt_{how}",
+            corrupt(gold.sheets[post.id], first[1] or post.response, dice, how),
+        )
     return dice.shuffled([first, second])
 
 
@@ -108,7 +111,12 @@ def as_openai_row(comparison: Comparison, post: Demonstration) -> dict[str, Any]
         for text, policy in zip(comparison.responses, comparison.policies, strict=True)
     ]
     kept = {name: getattr(comparison, name) for name in ("choice", "worker", "batch", "split")}
-    return {"info": info, "summaries": summaries, **kept, "extra": {"confidence": comparison.confidence}}
+    return {
+        "info": info,
+        "summaries": summaries,
+        **kept,
+        "extra": {"confidence": comparison.confidence},
+    }
 
 
 def _write_openai(path: Path, comparisons: list[Comparison], ctx: Context) -> None:

@@ -95,12 +95,19 @@ def train_on(
     return metrics, first
 
 
-def prompts_of(posts: list[Demonstration], cfg: PPOConfig, ctx: Context, step: int) -> list[Demonstration]:
+def prompts_of(
+    posts: list[Demonstration], cfg: PPOConfig, ctx: Context, step: int
+) -> list[Demonstration]:
     """The prompts of one update: passes over the SFT queries, reshuffled each time (Detail E2)."""
-    return [posts[i] for i in take(ctx.seed, "ppo prompts", len(posts), step * cfg.batch_size, cfg.batch_size)]
+    return [
+        posts[i]
+        for i in take(ctx.seed, "ppo prompts", len(posts), step * cfg.batch_size, cfg.batch_size)
+    ]
 
 
-def readable(rollout: Any, responses: list[str], posts: list[Demonstration]) -> list[dict[str, Any]]:
+def readable(
+    rollout: Any, responses: list[str], posts: list[Demonstration]
+) -> list[dict[str, Any]]:
     """A few rows of a rollout for `samples/`."""
     kl_B = (rollout.logprobs_BR - rollout.ref_logprobs_BR).sum(1)
     lengths_B = rollout.generation.response_mask_BR.sum(1)
@@ -125,7 +132,9 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     posts = ctx.data.demonstrations("train")
     gold = ctx.gold()
     policy, reference = ctx.policy("sft"), ctx.policy("sft").eval().requires_grad_(False)
-    reward_model = ScalarModel.load(ctx.dirs["reward"].model).to(ctx.device).eval().requires_grad_(False)
+    reward_model = (
+        ScalarModel.load(ctx.dirs["reward"].model).to(ctx.device).eval().requires_grad_(False)
+    )
     critic = ScalarModel.load(ctx.dirs["reward"].model).to(ctx.device)
     value_optim = cfg.optim.model_copy(
         update={"learning_rate": cfg.value_learning_rate or cfg.optim.learning_rate}
@@ -161,9 +170,13 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
             valued = add_values(rollout, critic, size=cfg.rollout_micro_batch_size)
             batch, rollout_metrics = ppo.credit(valued, cfg, ctx.topology.collectives.sum)
             if gold is not None:
-                judged = [gold.judge(p.id, text).total for p, text in zip(chosen, responses, strict=True)]
+                judged = [
+                    gold.judge(p.id, text).total for p, text in zip(chosen, responses, strict=True)
+                ]
                 rollout_metrics["objective/gold"] = Mean(sum(judged), len(judged))
-            factor = schedule(cfg.optim.lr_scheduler_type, step, plan.updates, warmup=cfg.optim.warmup_steps)
+            factor = schedule(
+                cfg.optim.lr_scheduler_type, step, plan.updates, warmup=cfg.optim.warmup_steps
+            )
             lr = [optimizer.set_factor(factor) for optimizer in optimizers.values()][0]
             train_metrics, first_minibatch = train_on(batch, policy, critic, optimizers, ctx, step)
             seconds = time.monotonic() - began
@@ -179,11 +192,15 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
             if step % cfg.sample_steps == 0 or step == plan.updates - 1:
                 where.write_samples(step + 1, readable(rollout, responses, chosen))
             bar.tick(
-                reward=last["objective/scores"], kl=last["objective/kl"], tok_s=last["tokens_per_second"]
+                reward=last["objective/scores"],
+                kl=last["objective/kl"],
+                tok_s=last["tokens_per_second"],
             )
             _check_kl(last["objective/kl"], cfg, step)
             if cfg.save_steps and (step + 1) % cfg.save_steps == 0:
-                save_checkpoint(where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={})
+                save_checkpoint(
+                    where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={}
+                )
     save_causal_lm(policy, where.model, ctx.codec.tokenizer)
     critic.save(where.path / "critic", ctx.codec.tokenizer)
     return {"updates": plan.updates, **_verdict(where, last)}
@@ -200,7 +217,13 @@ def _check_kl(kl: float, cfg: PPOConfig, step: int) -> None:
 def _verdict(where: StageDir, last: dict[str, float]) -> dict[str, Any]:
     """The figures at the first update, where KL is 0 and the ratio 1, and at the last."""
     rows = list(where.journal_rows())
-    shown = ("objective/kl", "objective/scores", "objective/gold", "val/response_length", "val/eos_rate")
+    shown = (
+        "objective/kl",
+        "objective/scores",
+        "objective/gold",
+        "val/response_length",
+        "val/eos_rate",
+    )
     first = rows[0]["metrics"] if rows else {}
     at_first = {n: v for n, v in first.items() if n.startswith("first_minibatch/") or n in shown}
     return {"first": at_first, "last": {n: last[n] for n in shown if n in last}}

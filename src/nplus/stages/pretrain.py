@@ -18,7 +18,9 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     if cfg is None or size is None:
         raise ValueError("pretraining needs `pretrain` and `model.size`")
     codec = ctx.codec
-    model = build_toy(size, vocab_size=codec.size, eos_id=codec.eos_id, pad_id=codec.pad_id, seed=ctx.seed)
+    model = build_toy(
+        size, vocab_size=codec.size, eos_id=codec.eos_id, pad_id=codec.pad_id, seed=ctx.seed
+    )
     model.to(ctx.device)
     rows = sequence_rows(codec, ctx.data.demonstrations("pretrain"))
     results = train(

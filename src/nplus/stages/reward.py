@@ -53,7 +53,9 @@ def train(model: ScalarModel, rows: list[Any], where: StageDir, ctx: Context) ->
         for step in range(first, total):
             began = time.monotonic()
             index = take(ctx.seed, "reward", len(rows), step * cfg.batch.batch_size, size)
-            micros = _micro_batches([rows[i] for i in index], cfg.batch.micro_batch_size, ctx.codec.pad_id)
+            micros = _micro_batches(
+                [rows[i] for i in index], cfg.batch.micro_batch_size, ctx.codec.pad_id
+            )
             lr = optimizer.set_factor(
                 schedule(cfg.optim.lr_scheduler_type, step, total, warmup=cfg.optim.warmup_steps)
             )
@@ -67,7 +69,9 @@ def train(model: ScalarModel, rows: list[Any], where: StageDir, ctx: Context) ->
             where.journal(step + 1, last)
             bar.tick(loss=last["loss/train"], accuracy=last["accuracy"])
             if cfg.save_steps and (step + 1) % cfg.save_steps == 0:
-                save_checkpoint(where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={})
+                save_checkpoint(
+                    where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={}
+                )
     return {"steps": total, "loss": last.get("loss/train", float("nan"))}
 
 
@@ -81,7 +85,9 @@ def normalise(model: ScalarModel, ctx: Context) -> dict[str, float]:
     return {"shift": float(model.shift), "demonstration_std": float(scores.std())}
 
 
-def score_pairs(model: ScalarModel, rows: list[Comparison], ctx: Context) -> list[tuple[float, float]]:
+def score_pairs(
+    model: ScalarModel, rows: list[Comparison], ctx: Context
+) -> list[tuple[float, float]]:
     """Scores of the two responses of each comparison, in the comparison's order."""
     samples = [Sample(row.id, row.query, text) for row in rows for text in row.responses]
     scores = RewardScorer(model, ctx.codec).score(samples)
@@ -94,13 +100,18 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     rows = [row for row in comparisons if row.split == "train"]
     model = ScalarModel.from_causal(ctx.policy("sft"), pad_id=ctx.codec.pad_id, seed=ctx.seed)
     model.to(ctx.device)
-    results: dict[str, Any] = {**train(model, pair_rows(ctx.codec, rows), where, ctx), "pairs": len(rows)}
+    results: dict[str, Any] = {
+        **train(model, pair_rows(ctx.codec, rows), where, ctx),
+        "pairs": len(rows),
+    }
     model.eval()
     if ctx.config.reward.normalise:
         results |= normalise(model, ctx)
     held = [row for row in comparisons if row.split != "train"]
     scores = score_pairs(model, held, ctx)
-    chosen = [pair[row.choice] - pair[1 - row.choice] for row, pair in zip(held, scores, strict=True)]
+    chosen = [
+        pair[row.choice] - pair[1 - row.choice] for row, pair in zip(held, scores, strict=True)
+    ]
     results["validation"] = accuracy_report(held, chosen)
     model.save(where.model, ctx.codec.tokenizer)
     return results

@@ -16,7 +16,7 @@ from nplus.stages import data, evaluate, label, ppo, pretrain, reward, sample, s
 from nplus.stages.context import Context, resolve_device
 from nplus.stages.copying import require_copying
 
-VERSIONS = {name: 1 for name in ("data", "pretrain", "sft", "sample", "label", "reward", "ppo", "evaluate")}
+VERSIONS = dict.fromkeys(("data", "pretrain", "sft", "sample", "label", "reward", "ppo", "evaluate"), 1)
 """Raised when a stage's algorithm changes, so that old results are not taken for new ones."""
 
 INPUTS = {
@@ -36,7 +36,9 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     parts = {key: getattr(config, key).model_dump(mode="json") for key in shared}
     parts.get("compute", {}).pop("threads", None)  # changes speed, not the algorithm
     parts[name] = getattr(config, name).model_dump(mode="json")
-    if name == "sft":  # the copy test generates with the verdict's lengths; the gate acts outside the stage
+    if (
+        name == "sft"
+    ):  # the copy test generates with the verdict's lengths; the gate acts outside the stage
         parts["sft"].pop("copy_gate")
         parts["evaluate"] = {"response_length": config.evaluate.response_length}
     return parts
@@ -89,7 +91,9 @@ def run_road(
         inputs = {role: role for role in INPUTS.get(name, ()) if role in names}
         if name == "data":
             inputs = _outside_inputs(config)
-        pipeline.run(name, stage_config(name, config), stages[name], version=VERSIONS[name], inputs=inputs)
+        pipeline.run(
+            name, stage_config(name, config), stages[name], version=VERSIONS[name], inputs=inputs
+        )
         if name == "sft" and config.sft.copy_gate:
             require_copying(pipeline.dirs["sft"], config.sft.copy_gate)
         if name == until:

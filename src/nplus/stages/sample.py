@@ -31,11 +31,15 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
                 for temperature in cfg.temperatures:
                     yield from _draw(prompts, temperature, bar)
 
-        def _draw(prompts: list[Demonstration], temperature: float, bar: Any) -> Iterator[Completion]:
+        def _draw(
+            prompts: list[Demonstration], temperature: float, bar: Any
+        ) -> Iterator[Completion]:
             sampling = SamplingConfig(temperature=temperature, response_length=cfg.response_length)
             policy = f"sft_t{temperature:g}"
             name = f"sample {policy}"
-            drawn = draw(model, prompts, sampling, ctx, name=name, size=cfg.micro_batch_size, ticker=bar)
+            drawn = draw(
+                model, prompts, sampling, ctx, name=name, size=cfg.micro_batch_size, ticker=bar
+            )
             for prompt, response in zip(prompts, drawn, strict=True):
                 yield Completion(
                     id=prompt.id,

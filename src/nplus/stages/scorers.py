@@ -45,7 +45,9 @@ class RewardScorer:
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[float]:
         device = next(self.model.parameters()).device
-        order = sorted(range(len(samples)), key=lambda i: len(samples[i].query) + len(samples[i].response))
+        order = sorted(
+            range(len(samples)), key=lambda i: len(samples[i].query) + len(samples[i].response)
+        )
         scores = [0.0] * len(samples)
         for start in range(0, len(order), self.size):
             picked = order[start : start + self.size]

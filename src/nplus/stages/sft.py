@@ -27,7 +27,13 @@ Row = tuple[list[int], list[int]]
 
 
 def micro_batches(
-    rows: list[Row], size: int, *, pad_id: int, loss_on: str, query_weight: float, response_weight: float
+    rows: list[Row],
+    size: int,
+    *,
+    pad_id: int,
+    loss_on: str,
+    query_weight: float,
+    response_weight: float,
 ) -> list[TokenBatch]:
     """Rows sorted by length into micro-batches no wider than their longest row."""
     rows = sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
@@ -74,7 +80,9 @@ def train(
     with ctx.progress(name, total - first) as bar:
         for step in range(first, total):
             began = time.monotonic()
-            index = take(ctx.seed, name, len(rows), step * batch.batch_size, min(batch.batch_size, len(rows)))
+            index = take(
+                ctx.seed, name, len(rows), step * batch.batch_size, min(batch.batch_size, len(rows))
+            )
             micros = micro_batches(
                 [rows[i] for i in index],
                 batch.micro_batch_size,
@@ -98,7 +106,9 @@ def train(
             where.journal(step + 1, last)
             bar.tick(loss=last["loss/train"], tok_s=rate)
             if save_steps and (step + 1) % save_steps == 0:
-                save_checkpoint(where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={})
+                save_checkpoint(
+                    where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={}
+                )
     return {"steps": total, "loss": last.get("loss/train", float("nan"))}
 
 

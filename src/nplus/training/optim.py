@@ -34,7 +34,9 @@ class Optimizer:
     Detail B2: AdamW with eps 1e-5 and weight decay 0.01 on every parameter, one group.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig) -> None:
+    def __init__(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig
+    ) -> None:
         named = [(name, p) for name, p in named_parameters if p.requires_grad]
         matrices = [p for name, p in named if _moves_by_muon(name, p)] if cfg.name == "muon" else []
         chosen = {id(p) for p in matrices}
@@ -96,7 +98,9 @@ class Optimizer:
                 which, index, name = key.split(".", 2)
                 if int(which) == i:
                     state.setdefault(int(index), {})[name] = value
-            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+            part.load_state_dict(
+                {"state": state, "param_groups": part.state_dict()["param_groups"]}
+            )
 
 
 def _moves_by_muon(name: str, parameter: nn.Parameter) -> bool:

@@ -72,4 +72,6 @@ def update(
 
 
 def _detached(mean: Mean) -> Mean:
-    return Mean(*(x.detach().double() if isinstance(x, Tensor) else x for x in (mean.sum, mean.count)))
+    return Mean(
+        *(x.detach().double() if isinstance(x, Tensor) else x for x in (mean.sum, mean.count))
+    )
