@@ -5,10 +5,11 @@ Axes, once for the whole project (a tensor's name ends with its axes):
     B  sequences (B = Q * G)     Q  prompts          G  samples per prompt      N  preference pairs
     P  prompt width              R  response width   T = P + R                  V  vocabulary
 
-In rollouts prompts are left-padded and responses right-padded, so every response starts at column P.
+In rollouts prompts are left-padded and responses right-padded, so a response starts at column P.
 Supervised and pair batches are right-padded throughout (Detail A9).
-`tokens_BR[:, r]` is `tokens_BT[:, P + r]`; its log-prob comes from the logits at column `P + r - 1`;
-`values_BR[:, r]` is V of the state *before* that token (Detail F1). Masks are bool, True means real.
+`tokens_BR[:, r]` is `tokens_BT[:, P + r]`; its log-prob comes from the logits at column
+`P + r - 1`; `values_BR[:, r]` is V of the state *before* that token (Detail F1).
+Masks are bool, True means real.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Batch:
         changed = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if isinstance(value, Tensor | Batch) or isinstance(value, tuple):
+            if isinstance(value, Tensor | Batch | tuple):
                 changed[field.name] = fn(value)
         return replace(self, **changed)  # type: ignore[type-var]
 
@@ -72,7 +73,7 @@ def _check(
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch(Batch):
-    """Right-padded sequences for next-token training; `loss_mask_BT[b, t]` marks token t as a target."""
+    """Right-padded sequences for next-token training; `loss_mask_BT` marks targets."""
 
     tokens_BT: Tensor
     mask_BT: Tensor
@@ -116,7 +117,7 @@ class PairBatch(Batch):
         return self.chosen_NT.shape[0]
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        """`tokens_2NT, mask_2NT`: the chosen rows, then the rejected ones (one forward, Detail D1)."""
+        """`tokens_2NT, mask_2NT`: the chosen rows, then the rejected (one forward, Detail D1)."""
         return (
             torch.cat([self.chosen_NT, self.rejected_NT]),
             torch.cat([self.chosen_mask_NT, self.rejected_mask_NT]),
@@ -144,13 +145,13 @@ class PromptBatch(Batch):
 
 @dataclass(frozen=True, slots=True)
 class Generation(Batch):
-    """What an engine returns: `tokens_BR` after EOS are PAD, `response_mask_BR` is True through EOS."""
+    """What an engine returns; `response_mask_BR` is True through EOS."""
 
     prompts: PromptBatch
     tokens_BR: Tensor
     response_mask_BR: Tensor
     logprobs_BR: Tensor
-    """The sampler's tempered log-probs of the sampled tokens, 0 outside the mask (Details E5, E6)."""
+    """The sampler's tempered log-probs of the sampled tokens (Details E5, E6)."""
     policy_version: int = 0
 
     def __post_init__(self) -> None:
@@ -194,7 +195,7 @@ class Rollout(Batch):
 
 @dataclass(frozen=True, slots=True)
 class ValuedRollout(Batch):
-    """A rollout with the critic's values; `value_mask_BR` has the extra slot after EOS (Detail F1)."""
+    """A rollout with the critic's values; `value_mask_BR` has the slot after EOS (Detail F1)."""
 
     rollout: Rollout
     values_BR: Tensor

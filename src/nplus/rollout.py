@@ -1,4 +1,4 @@
-"""Prompts -> engine -> log-probs of the training path, reference log-probs, scores, values (section E)."""
+"""Prompts -> engine -> log-probs, reference log-probs, scores, values (section E)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rm_scores(reward_model: ScalarModel, generation: Generation) -> Tensor:
 def generate(
     engine: Engine, prompts: PromptBatch, sampling: SamplingConfig, noise_BR: Tensor, *, size: int
 ) -> Generation:
-    """`engine.generate` over pieces of at most `size` rows of similar length, in the caller's order."""
+    """`engine.generate` over pieces of at most `size` rows of similar length, order kept."""
     order = torch.argsort(prompts.mask_BP.sum(1), stable=True)
     pieces = [
         engine.generate(prompts.rows(index), sampling, noise_BR[index])
@@ -57,7 +57,7 @@ def generate(
 
 
 def trimmed(generation: Generation) -> Generation:
-    """Without the response columns that no row needs; the slot after the last EOS stays (Detail F1)."""
+    """Without the response columns no row needs; the slot after the last EOS stays (Detail F1)."""
     width = min(generation.tokens_BR.shape[1], int(generation.response_mask_BR.sum(1).max()) + 1)
     return replace(
         generation,
@@ -82,7 +82,8 @@ def collect(
 ) -> Rollout:
     """Sample one response per prompt row and score it.
 
-    Detail E6: old log-probs come from a forward of the training path (`trainer`) or are the sampler's.
+    Detail E6: old log-probs come from a forward of the training path (`trainer`) or are the
+    sampler's.
     """
     generation = trimmed(generate(engine, prompts, sampling, noise_BR, size=size))
     if old_logprobs == "trainer":

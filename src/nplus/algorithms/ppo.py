@@ -82,7 +82,7 @@ def _rollout_metrics(
 
 
 def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> dict[str, Metric]:
-    """`1 - var(returns - values) / var(returns)` over the value mask, of the values before training."""
+    """`1 - var(returns - values) / var(returns)` over the value mask, before training."""
     residual = float(masked_moments(returns_BR - values_BR, mask_BR).var())
     total = float(masked_moments(returns_BR, mask_BR).var())
     return {"val/explained_variance": Mean(1.0 - residual / max(total, 1e-12), 1.0)}

@@ -15,7 +15,7 @@ def counts(batch: PairBatch) -> dict[str, float]:
 
 
 def objective(scores_2N: Tensor, batch: PairBatch) -> Objective:
-    """`-log sigmoid(r_chosen - r_rejected)` (Detail D3); the first half of `scores_2N` is chosen."""
+    """`-log sigmoid(r_chosen - r_rejected)` (Detail D3); chosen scores come first."""
     chosen_N, rejected_N = scores_2N.chunk(2)
     loss = bradley_terry(chosen_N, rejected_N, batch.margin_N)
     metrics = {

@@ -37,4 +37,4 @@ class ComputeConfig(Config):
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """`torch.set_float32_matmul_precision`."""
     autocast: Literal["none", "bfloat16"] = "none"
-    """Autocast of training forwards; log-softmax stays in float32."""
+    """Autocast of training forwards outside PPO; log-softmax stays in float32."""

@@ -57,6 +57,8 @@ class PPOConfig(Config):
     """Loss normaliser: token mean over the minibatch, or mean of micro-batch means (Detail G4)."""
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     """Old log-probs from a forward of the training path, or the sampler's own (Detail E6)."""
+    autocast: Literal["none", "bfloat16"] = "none"
+    """Autocast of the training forwards; log-probs then differ from the rollout's (Detail B4)."""
     save_steps: int = Field(0, ge=0)
     """Checkpoint every so many updates; 0 only at the end."""
     sample_steps: int = Field(5, ge=1)

@@ -18,8 +18,6 @@ class PretrainConfig(Config):
     batch: BatchConfig = BatchConfig(batch_size=64, micro_batch_size=64)
     summary_weight: float = Field(4.0, gt=0)
     """Loss weight of a summary token beside a post token (weight 1)."""
-    autocast: Literal["none", "bfloat16"] | None = None
-    """Autocast of this stage's forwards; None takes `compute.autocast`."""
     save_steps: int = Field(0, ge=0)
     """Checkpoint every so many steps; 0 only at the end."""
 

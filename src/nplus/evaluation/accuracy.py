@@ -18,7 +18,8 @@ def share(successes: int, n: int) -> dict[str, float]:
 def accuracy_report(rows: Sequence[Comparison], margins: Sequence[float]) -> dict[str, Any]:
     """Share of positive margins (score of the chosen response minus the other's), strictly.
 
-    Overall, per split, per batch, per policy pair and per confidence; rows without a confidence are left out of that table only.
+    Overall, per split, per batch, per policy pair and per confidence; rows without a confidence are
+    left out of that table only.
     """
 
     def grouped(name: Callable[[Comparison], str | None]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ KINDS = ("rouge1", "rouge2", "rougeL")
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Mean F1 of ROUGE-1, -2 and -L without stemming, over all rows at once.
 
-    The paper averages batches of 4 per rank (Detail C3); over equal batches that is the same number.
+    The paper averages batches of 4 per rank (Detail C3); over equal batches that is the same.
     """
     scorer = rouge_scorer.RougeScorer(list(KINDS), use_stemmer=False)
     totals = dict.fromkeys(KINDS, 0.0)

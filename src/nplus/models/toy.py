@@ -24,7 +24,7 @@ class ToyShape:
 # Parameter counts hold for a vocabulary of 2048; embeddings are tied (Pythia's are not): a toy
 # learns to copy a fact from the post in half as many documents.
 TOY_SIZES: dict[str, ToyShape] = {
-    "0.3M": ToyShape(hidden=48, layers=4, heads=3),
+    "0.3M": ToyShape(hidden=64, layers=3, heads=4),
     "1M": ToyShape(hidden=128, layers=4, heads=4),
     "4M": ToyShape(hidden=256, layers=4, heads=8),
     "12M": ToyShape(hidden=384, layers=6, heads=6),

@@ -184,5 +184,7 @@ def cross_entropy(logits_BTV: Tensor, tokens_BT: Tensor, target_mask_BT: Tensor)
     Entry t scores `tokens_BT[:, t]` with the logits of column t-1; column 0 is always 0. The
     number of terms is `target_mask_BT.sum()` of a mask made by `target_mask`.
     """
-    nll_BT = F.pad(-gather_logprobs(logits_BTV[:, :-1], tokens_BT[:, 1:]), (1, 0))
+    # Detail A7, Q11: PAD may lie beyond the logits' vocabulary, so no masked id is looked up.
+    safe_BT = tokens_BT.masked_fill(~target_mask_BT, 0)
+    nll_BT = F.pad(-gather_logprobs(logits_BTV[:, :-1], safe_BT[:, 1:]), (1, 0))
     return nll_BT.masked_fill(~target_mask_BT, 0.0)

@@ -35,14 +35,13 @@ def toy() -> RunConfig:
         ),
         tokenizer=TokenizerConfig(vocab_size=2048),
         model=ModelConfig(size="1M", attn_implementation="eager"),
-        compute=ComputeConfig(device="cpu", matmul_precision="medium"),
+        compute=ComputeConfig(device="cpu", matmul_precision="medium", autocast="bfloat16"),
         pretrain=PretrainConfig(
             optim=OptimConfig(
                 name="muon", learning_rate=3e-3, warmup_steps=20, lr_scheduler_type="linear"
             ),
             batch=BatchConfig(batch_size=32, micro_batch_size=16),
             summary_weight=10.0,
-            autocast="bfloat16",
         ),
         sft=SFTConfig(
             optim=OptimConfig(learning_rate=1e-3),
@@ -84,7 +83,7 @@ def tiny() -> RunConfig:
         ),
         tokenizer=TokenizerConfig(vocab_size=2048),
         model=ModelConfig(size="0.3M", attn_implementation="eager"),
-        compute=ComputeConfig(device="cpu", matmul_precision="medium"),
+        compute=ComputeConfig(device="cpu", matmul_precision="medium", autocast="bfloat16"),
         pretrain=PretrainConfig(batch=BatchConfig(batch_size=32, micro_batch_size=32)),
         sft=SFTConfig(
             optim=OptimConfig(learning_rate=1e-3),

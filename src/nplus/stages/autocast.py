@@ -6,14 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from nplus.stages.context import Context
 
-
-def forward_precision(ctx: Context, autocast: str | None = None) -> AbstractContextManager[object]:
-    """bf16 autocast where `autocast`, or else `compute.autocast`, asks for it.
-
-    Log-softmax stays in float32 (Detail B4).
-    """
-    if (autocast or ctx.config.compute.autocast) == "none":
+def forward_precision(device: torch.device, autocast: str) -> AbstractContextManager[object]:
+    """bf16 autocast when `autocast` says so; log-softmax stays in float32 (Detail B4)."""
+    if autocast == "none":
         return nullcontext()
-    return torch.autocast(ctx.device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=torch.bfloat16)

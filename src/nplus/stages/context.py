@@ -49,7 +49,7 @@ class Context:
         return self.config.seed
 
     def policy(self, stage: str | None) -> PreTrainedModel:
-        """The causal model that `stage` wrote, or the configured base model for None; dropout off."""
+        """The causal model that `stage` wrote, or for None the configured base model."""
         cfg = self.config.model
         if stage is not None:
             where = str(self.dirs[stage].model)

@@ -62,7 +62,7 @@ def copy_test(model: PreTrainedModel, where: StageDir, ctx: Context) -> dict[str
 
 
 def require_copying(where: StageDir, least: float) -> None:
-    """Raises CopyGateError when the finished SFT stage copies fewer than `least` of its facts right."""
+    """Raises CopyGateError when a finished SFT stage copies fewer than `least` facts right."""
     manifest = where.manifest()
     found = dict(manifest.results) if manifest else {}
     if "copy_accuracy" not in found or found["copy_accuracy"] >= least:
@@ -71,7 +71,8 @@ def require_copying(where: StageDir, least: float) -> None:
         f"{slot} {share:.2f}" for slot, share in sorted(found["copy"].items(), key=lambda x: x[1])
     )
     raise CopyGateError(
-        f"copy test failed: {found['copy_accuracy']:.2f} of the facts stated by greedy SFT summaries are right, "
-        f"sft.copy_gate asks for {least:.2f} (by slot: {slots}). Train longer (data.world.pretrain, "
+        f"copy test failed: {found['copy_accuracy']:.2f} of the facts that greedy SFT summaries state "
+        f"are right, sft.copy_gate asks for {least:.2f} (by slot: {slots}). Train longer "
+        "(data.world.pretrain, "
         "pretrain.epochs) or take a larger model.size; a lower sft.copy_gate goes on regardless"
     )

@@ -1,4 +1,4 @@
-"""The verdict: SFT and PPO against the references and each other, judged by gold or by the reward model."""
+"""The verdict: SFT and PPO against the references and each other, by gold or reward model."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def _table_rows(reference: System, sft: System, ppo: System) -> list[dict[str, A
 
 
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
-    """Writes `judgements.jsonl` and `table.jsonl`; its results are the win-rate tables of the report."""
+    """Writes `judgements.jsonl` and `table.jsonl`; its results are the report's tables."""
     cfg = ctx.config.evaluate
     reward_model = ScalarModel.load(ctx.dirs["reward"].model).to(ctx.device).eval()
     gold = ctx.gold() if cfg.judge == "gold" else None
@@ -309,6 +309,6 @@ def verdict_line(win_rates: list[dict[str, Any]]) -> str:
         for row in main
     }
     return (
-        f"Against the references SFT wins {told['sft', 'reference']} and PPO {told['ppo', 'reference']}; "
-        f"PPO beats SFT in {told['ppo', 'sft']}."
+        f"Against the references SFT wins {told['sft', 'reference']} and "
+        f"PPO {told['ppo', 'reference']}; PPO beats SFT in {told['ppo', 'sft']}."
     )

@@ -1,7 +1,7 @@
 """Label: comparisons for the reward model, in OpenAI's schema.
 
-In the embedded world simulated workers compare policies (references, extractive leads, samples, corrupted
-summaries). On real text nobody labels: the author's own TL;DR is set against another post's and
+In the embedded world simulated workers compare policies (references, extractive leads, samples,
+corrupted summaries). On real text nobody labels: the author's own TL;DR is set against another post's and
 against itself with its words shuffled.
 """
 
@@ -25,8 +25,8 @@ BATCHES = tuple(f"batch{n}" for n in range(3, 11))
 NAMES = {"train": "train", "valid": "valid1"}
 KINDS = ("sampled", "reference", "swap", "lead", "broken")
 KIND_WEIGHTS = (0.4, 0.3, 0.18, 0.04, 0.08)
-"""What is compared: two samples; a sample and the reference; a text and itself with one fact swapped;
-the post's lead and another; a text and itself corrupted."""
+"""What is compared: two samples; a sample and the reference; a text and itself with one fact
+swapped; the post's lead and another; a text and itself corrupted."""
 
 
 def _contestants(

@@ -14,7 +14,7 @@ from nplus.algorithms import ppo
 from nplus.batches import Objective, PPOBatch, PromptBatch
 from nplus.config import PPOConfig
 from nplus.config.batch_plan import batch_plan
-from nplus.data.collate import prompt_batch
+from nplus.data.collate import WIDTH_MULTIPLE, prompt_batch
 from nplus.metrics import Mean, Metric, merge, values
 from nplus.models.lm import response_logprobs, save_causal_lm
 from nplus.models.scalar import ScalarModel
@@ -51,9 +51,11 @@ def minibatches(batch: PPOBatch, cfg: PPOConfig, seed: int, step: int) -> Iterat
 
 
 def trimmed(batch: PPOBatch) -> PPOBatch:
-    """Without the columns of left padding that no row needs."""
+    """Without the columns of left padding that no row needs, but for a round width."""
     width = batch.tokens_BT.shape[1] - batch.response_tokens_BR.shape[1]
     empty = int((~batch.mask_BT[:, :width]).all(0).long().cumprod(0).sum())
+    needed = batch.tokens_BT.shape[1] - empty
+    empty = max(0, empty - (-needed % WIDTH_MULTIPLE))
     return replace(batch, tokens_BT=batch.tokens_BT[:, empty:], mask_BT=batch.mask_BT[:, empty:])
 
 
@@ -65,12 +67,12 @@ def train_on(
     ctx: Context,
     step: int,
 ) -> tuple[dict[str, Metric], dict[str, float]]:
-    """All optimiser steps of one update; also the figures of the very first one, before it moved."""
+    """All optimiser steps of one update; also the figures of the first, before it moved."""
     cfg = ctx.config.ppo
 
     def objective(micro: PPOBatch) -> Objective:
         width = micro.response_tokens_BR.shape[1]
-        with forward_precision(ctx):
+        with forward_precision(ctx.device, cfg.autocast):
             logprobs_BR, entropy_BR = response_logprobs(
                 policy, micro.tokens_BT, micro.mask_BT, width, temperature=cfg.sampling.temperature
             )
@@ -126,7 +128,7 @@ def readable(
 
 
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
-    """From SFT policy and reward model to `model/` and `critic/` (Detail E3: the critic starts as the RM)."""
+    """From SFT policy and reward model to `model/` and `critic/`, which starts as the RM (E3)."""
     cfg = ctx.config.ppo
     plan = batch_plan(cfg)
     posts = ctx.data.demonstrations("train")
@@ -177,7 +179,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
             factor = schedule(
                 cfg.optim.lr_scheduler_type, step, plan.updates, warmup=cfg.optim.warmup_steps
             )
-            lr = [optimizer.set_factor(factor) for optimizer in optimizers.values()][0]
+            lr, _ = (optimizer.set_factor(factor) for optimizer in optimizers.values())
             train_metrics, first_minibatch = train_on(batch, policy, critic, optimizers, ctx, step)
             seconds = time.monotonic() - began
             last = {
@@ -210,7 +212,8 @@ def _check_kl(kl: float, cfg: PPOConfig, step: int) -> None:
     if cfg.target_kl_stop is not None and kl > cfg.target_kl_stop:
         raise KLStopError(
             f"update {step + 1}: KL to the reference is {kl:.1f} nats a response, above "
-            f"ppo.target_kl_stop={cfg.target_kl_stop}; raise ppo.kl_coef or lower ppo.optim.learning_rate"
+            f"ppo.target_kl_stop={cfg.target_kl_stop}; raise ppo.kl_coef or lower "
+            "ppo.optim.learning_rate"
         )
 
 

@@ -34,7 +34,6 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
         batch=cfg.batch,
         save_steps=cfg.save_steps,
         response_weight=cfg.summary_weight,
-        autocast=cfg.autocast,
     )
     save_causal_lm(model, where.model, codec.tokenizer)
     return {**results, "rows": len(rows), "parameters": sum(p.numel() for p in model.parameters())}

@@ -9,7 +9,7 @@ import torch
 
 from nplus.algorithms import reward
 from nplus.batches import Objective, PairBatch
-from nplus.data.collate import pair_batch, pair_rows
+from nplus.data.collate import WIDTH_MULTIPLE, pair_batch, pair_rows
 from nplus.evaluation.accuracy import accuracy_report
 from nplus.metrics import values
 from nplus.models.scalar import ScalarModel
@@ -26,11 +26,12 @@ from nplus.training.update import update
 
 def _micro_batches(rows: list[Any], size: int, pad_id: int) -> list[PairBatch]:
     rows = sorted(rows, key=lambda row: max(len(row[0]) + len(row[1]), len(row[0]) + len(row[2])))
-    return [pair_batch(rows[i : i + size], pad_id=pad_id) for i in range(0, len(rows), size)]
+    pieces = (rows[i : i + size] for i in range(0, len(rows), size))
+    return [pair_batch(piece, pad_id=pad_id, multiple=WIDTH_MULTIPLE) for piece in pieces]
 
 
 def train(model: ScalarModel, rows: list[Any], where: StageDir, ctx: Context) -> dict[str, float]:
-    """`epochs` passes over comparisons, one optimiser step per `batch_size` pairs; resumes by itself."""
+    """`epochs` passes over comparisons, one step per `batch_size` pairs; resumes by itself."""
     cfg = ctx.config.reward
     size = min(cfg.batch.batch_size, len(rows))
     total = max(1, cfg.epochs * len(rows) // cfg.batch.batch_size)
@@ -43,7 +44,7 @@ def train(model: ScalarModel, rows: list[Any], where: StageDir, ctx: Context) ->
 
     def objective(micro: PairBatch) -> Objective:
         tokens_2NT, mask_2NT = micro.stacked()
-        with forward_precision(ctx):
+        with forward_precision(ctx.device, ctx.config.compute.autocast):
             scores_2N = model.scores(tokens_2NT, mask_2NT)
         return reward.objective(scores_2N, micro)
 
@@ -77,7 +78,7 @@ def train(model: ScalarModel, rows: list[Any], where: StageDir, ctx: Context) ->
 
 @torch.no_grad()
 def normalise(model: ScalarModel, ctx: Context) -> dict[str, float]:
-    """Detail D5: shift the scores so that training demonstrations average 0; spread is only reported."""
+    """Detail D5: shift the scores so that training demonstrations average 0."""
     demonstrations = ctx.data.demonstrations("train")[: ctx.config.reward.normalise_rows]
     samples = [Sample(d.id, d.query, d.response) for d in demonstrations]
     scores = torch.tensor(RewardScorer(model, ctx.codec).score(samples), dtype=torch.float64)
@@ -95,7 +96,7 @@ def score_pairs(
 
 
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
-    """From the SFT policy and the comparisons to `model/`; accuracy per split, batch and confidence."""
+    """From the SFT policy and the comparisons to `model/`, with accuracy by group."""
     comparisons = read_records(ctx.dirs["label"].comparisons, Comparison)
     rows = [row for row in comparisons if row.split == "train"]
     model = ScalarModel.from_causal(ctx.policy("sft"), pad_id=ctx.codec.pad_id, seed=ctx.seed)

@@ -1,4 +1,4 @@
-"""The whole road: data, pretrain, SFT, sample, label, reward, PPO, evaluate, each skipped when unchanged."""
+"""The whole road: every stage in order, each skipped when complete and unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from nplus.stages import data, evaluate, label, ppo, pretrain, reward, sample, s
 from nplus.stages.context import Context, resolve_device
 from nplus.stages.copying import require_copying
 
-VERSIONS = dict.fromkeys(("data", "pretrain", "sft", "sample", "label", "reward", "ppo", "evaluate"), 1)
+VERSIONS = {
+    "data": 1,
+    "pretrain": 1,
+    "sft": 1,
+    "sample": 1,
+    "label": 1,
+    "reward": 1,
+    "ppo": 1,
+    "evaluate": 1,
+}
 """Raised when a stage's algorithm changes, so that old results are not taken for new ones."""
 
 INPUTS = {
@@ -57,8 +66,8 @@ def run_road(
 ) -> RunRoot:
     """Run every stage of `config` into `out`, up to and including `until`.
 
-    Raises InputError for an unknown stage or an `out` that holds something else, and CopyGateError when
-    SFT copies too few facts for the later stages to mean anything.
+    Raises InputError for an unknown stage or an `out` that holds something else, and CopyGateError
+    when SFT copies too few facts for the later stages to mean anything.
     """
     console = console or Console()
     names = config.stage_names()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from nplus.data.collate import text_batch
+from nplus.data.collate import WIDTH_MULTIPLE, text_batch
 from nplus.data.tokens import Codec
 from nplus.data.world.facts import FactSheet
 from nplus.data.world.gold import GoldScore, GoldScorer
@@ -52,7 +52,7 @@ class RewardScorer:
         for start in range(0, len(order), self.size):
             picked = order[start : start + self.size]
             texts = [(samples[i].query, samples[i].response) for i in picked]
-            tokens_BT, mask_BT = text_batch(self.codec, texts)
+            tokens_BT, mask_BT = text_batch(self.codec, texts, multiple=WIDTH_MULTIPLE)
             found = self.model.scores(tokens_BT.to(device), mask_BT.to(device)).tolist()
             for i, value in zip(picked, found, strict=True):
                 scores[i] = value

@@ -11,7 +11,7 @@ import torch
 from nplus.algorithms import supervised
 from nplus.batches import Objective, TokenBatch
 from nplus.config import BatchConfig, OptimConfig
-from nplus.data.collate import sequence_rows, token_batch
+from nplus.data.collate import WIDTH_MULTIPLE, sequence_rows, token_batch
 from nplus.metrics import values
 from nplus.models.lm import save_causal_lm, sequence_logits
 from nplus.runs import StageDir
@@ -39,7 +39,10 @@ def micro_batches(
     rows = sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
     pieces = [rows[i : i + size] for i in range(0, len(rows), size)]
     weights = {"query_weight": query_weight, "response_weight": response_weight}
-    return [token_batch(piece, pad_id=pad_id, loss_on=loss_on, **weights) for piece in pieces]
+    return [
+        token_batch(piece, pad_id=pad_id, loss_on=loss_on, multiple=WIDTH_MULTIPLE, **weights)
+        for piece in pieces
+    ]
 
 
 def train(
@@ -56,11 +59,10 @@ def train(
     loss_on: str = "all",
     query_weight: float = 1.0,
     response_weight: float = 1.0,
-    autocast: str | None = None,
 ) -> Mapping[str, float]:
     """`epochs` passes over `rows`, one optimiser step per `batch_size` rows; resumes by itself.
 
-    A last incomplete batch of the final pass is left out, as in the paper (Detail B3's step counts).
+    A last incomplete batch is left out, as in the paper (Detail B3's step counts).
     """
     total = max(1, epochs * len(rows) // batch.batch_size)
     optimizer = Optimizer(model.named_parameters(), optim)
@@ -71,7 +73,7 @@ def train(
         where.event("resumed", step=first)
 
     def objective(micro: TokenBatch) -> Objective:
-        with forward_precision(ctx, autocast):
+        with forward_precision(ctx.device, ctx.config.compute.autocast):
             logits_BTV = sequence_logits(model, micro.tokens_BT, micro.mask_BT)
         return supervised.objective(logits_BTV, micro)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, built aside, synced and renamed, so a torn one cannot be seen."""
+"""Checkpoints: safetensors and JSON, built aside, synced, renamed: no torn one is ever seen."""
 
 from __future__ import annotations
 

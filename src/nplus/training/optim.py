@@ -72,14 +72,22 @@ class Optimizer:
                 group["lr"] = peak * factor
         return self.peaks[-1] * factor
 
-    def step(self) -> float:
-        """Clip if asked (Detail B4: the paper does not), step, drop gradients; returns the norm."""
+    def clip(self) -> float:
+        """Clip the gradients if asked (Detail B4: the paper does not); returns their norm before."""
         limit = self.cfg.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
+        return float(
+            nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
+        )
+
+    def step(self) -> None:
+        """Move the weights and drop the gradients."""
         for part in self.parts:
             part.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        for part in self.parts:
             part.zero_grad(set_to_none=True)
-        return float(norm)
 
     def tensors(self) -> dict[str, Tensor]:
         """All state as flat tensors, for safetensors."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -61,14 +62,23 @@ def update(
             weight * mean.sum / divisor[name] for name, (weight, mean) in found.terms.items()
         )
         if not bool(torch.isfinite(loss)):
-            raise NonFiniteLossError(f"loss is {float(loss)}; the weights are as before this step")
+            _give_up(f"loss is {float(loss.detach())}", optimizers)
         loss.backward()
         losses = {f"loss/{name}": _detached(mean) for name, (_, mean) in found.terms.items()}
         metrics = merge([metrics, found.metrics, losses])
-    for optimizer in optimizers:
-        norm = optimizer.step()
+    norms = [optimizer.clip() for optimizer in optimizers]
+    if not all(math.isfinite(norm) for norm in norms):
+        _give_up(f"the gradients' norms are {norms}", optimizers)
+    for optimizer, norm in zip(optimizers, norms, strict=True):
+        optimizer.step()
         metrics = merge([metrics, {"grad_norm": Mean(norm, 1.0)}])
     return metrics
+
+
+def _give_up(why: str, optimizers: Sequence[Optimizer]) -> NoReturn:
+    for optimizer in optimizers:
+        optimizer.drop_gradients()
+    raise NonFiniteLossError(f"{why}; the weights are as before this step")
 
 
 def _detached(mean: Mean) -> Mean:
