@@ -17,8 +17,8 @@ SequenceRow = tuple[list[int], list[int]]
 
 
 WIDTH_MULTIPLE = 16
-"""Widths the training loops round up to: few distinct shapes keep the kernels' caches small, which on
-CPU halves the memory and gains a tenth to a third of the speed."""
+"""Widths the training loops round up to: few distinct shapes keep the kernels' caches small, which
+on CPU halves the memory and gains a tenth to a third of the speed."""
 
 
 class HasQuery(Protocol):

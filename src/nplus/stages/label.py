@@ -1,8 +1,8 @@
 """Label: comparisons for the reward model, in OpenAI's schema.
 
 In the embedded world simulated workers compare policies (references, extractive leads, samples,
-corrupted summaries). On real text nobody labels: the author's own TL;DR is set against another post's and
-against itself with its words shuffled.
+corrupted summaries). On real text nobody labels: the author's own TL;DR is set against another
+post's and against itself with its words shuffled.
 """
 
 from __future__ import annotations

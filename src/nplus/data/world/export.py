@@ -61,7 +61,7 @@ class WorldSpec:
     """Sizes of all splits in rows, and everything that shapes their content.
 
     distracted: share of posts with distractors. retellings: share of pretraining rows whose
-    summary tells all facts; slips: share of their facts that are told wrongly and put right at once.
+    summary tells all facts; slips: share of these facts told wrongly and put right at once.
     crew: the labellers, each as likely as the other.
     """
 
