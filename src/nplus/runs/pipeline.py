@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from nplus.records import InputError
 from nplus.runs.manifest import Manifest, code_version, key_of, package_versions
 from nplus.runs.rundir import RunRoot, StageDir
 
@@ -67,12 +69,14 @@ class Pipeline:
         key = key_of(name, version, config, self.seed, resolved)
         where = self.root.stage(name, key)
         self.keys[name], self.dirs[name] = key, where
+        new_root, new_stage = not self.root.path.exists(), not where.path.exists()
         self._index()
         if where.complete(key):
             self.on_stage(name, where, "skip")
             return where
         self.on_stage(name, where, "run")
         where.path.mkdir(parents=True, exist_ok=True)
+        where.drop_unfinished()
         manifest = Manifest(
             stage=name,
             key=key,
@@ -92,6 +96,13 @@ class Pipeline:
         began = time.monotonic()
         try:
             results = fn(where)
+        except InputError:
+            # Bad input leaves nothing behind that this call has made.
+            if new_stage:
+                shutil.rmtree(where.path)
+            if new_root:
+                shutil.rmtree(self.root.path)
+            raise
         except BaseException as error:
             failed = replace(
                 manifest, status="failed", error=f"{type(error).__name__}: {error}", finished=_now()

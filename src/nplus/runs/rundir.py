@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ class StageDir:
         return self.path / "model"
 
     @property
+    def critic(self) -> Path:
+        return self.path / "critic"
+
+    @property
     def data(self) -> Path:
         return self.path / "data"
 
@@ -71,6 +76,11 @@ class StageDir:
         """Whether this stage has finished with exactly this key."""
         found = self.manifest()
         return found is not None and found.status == "complete" and found.key == key
+
+    def drop_unfinished(self) -> None:
+        """Remove the artefacts of an attempt that did not finish; checkpoints and journal stay."""
+        for artefact in (self.model, self.critic, self.data):
+            shutil.rmtree(artefact, ignore_errors=True)
 
     def journal(self, step: int, metrics: Mapping[str, float], **extra: Any) -> None:
         """Append one line of metrics; the journal is the only source of curves."""

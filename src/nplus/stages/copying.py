@@ -71,7 +71,8 @@ def require_copying(where: StageDir, least: float) -> None:
         f"{slot} {share:.2f}" for slot, share in sorted(found["copy"].items(), key=lambda x: x[1])
     )
     raise CopyGateError(
-        f"copy test failed: of the facts that greedy SFT summaries state {found['copy_accuracy']:.2f} "
+        f"copy test failed: {found['copy_accuracy']:.2f} of the facts in greedy SFT summaries "
         f"are right, sft.copy_gate asks for {least:.2f} (by slot: {slots}). Train longer "
-        "(data.world.pretrain, pretrain.epochs) or take a larger model.size; a lower sft.copy_gate goes on regardless"
+        "(data.world.pretrain, pretrain.epochs) or take a larger model.size; a lower "
+        "sft.copy_gate goes on regardless"
     )

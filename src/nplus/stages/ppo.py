@@ -204,7 +204,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
                     where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={}
                 )
     save_causal_lm(policy, where.model, ctx.codec.tokenizer)
-    critic.save(where.path / "critic", ctx.codec.tokenizer)
+    critic.save(where.critic, ctx.codec.tokenizer)
     return {"updates": plan.updates, **_verdict(where, last)}
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from nplus.config import RunConfig
+from nplus.data.tokens import Codec
+from nplus.models.lm import model_source, require_weights
 from nplus.records import InputError
 from nplus.runs import Pipeline, RunRoot, StageDir, content_hash
 from nplus.stages import data, evaluate, label, ppo, pretrain, reward, sample, sft
@@ -45,9 +47,8 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     parts = {key: getattr(config, key).model_dump(mode="json") for key in shared}
     parts.get("compute", {}).pop("threads", None)  # changes speed, not the algorithm
     parts[name] = getattr(config, name).model_dump(mode="json")
-    if (
-        name == "sft"
-    ):  # the copy test generates with the verdict's lengths; the gate acts outside the stage
+    if name == "sft":
+        # The copy test generates with the verdict's length; the gate acts outside the stage.
         parts["sft"].pop("copy_gate")
         parts["evaluate"] = {"response_length": config.evaluate.response_length}
     return parts
@@ -59,6 +60,19 @@ def _outside_inputs(config: RunConfig) -> dict[str, str]:
     if config.data.source == "files" and path is not None and path.exists():
         return {"data": f"{path}:{content_hash(path)}"}
     return {}
+
+
+def preflight(config: RunConfig) -> None:
+    """Look at the model and its tokenizer before any work; InputError names what is wrong."""
+    if config.model.size is not None:
+        return
+    source = model_source(config.model)
+    if isinstance(source, Path):
+        require_weights(source)
+    if config.tokenizer.vocab_size is None:
+        options = {"revision": config.model.revision}
+        trust = config.model.trust_remote_code
+        Codec.load(source, pad_token=config.tokenizer.pad_token, trust_remote_code=trust, **options)
 
 
 def run_road(
@@ -75,6 +89,7 @@ def run_road(
         raise InputError(f"unknown stage {until!r}; this recipe has {', '.join(names)}")
     root = RunRoot(out)
     root.open(config.recipe)
+    preflight(config)
     device = resolve_device(config.compute)
     disable_progress_bar()  # ours shows the steps; transformers' shows each file
     pipeline = Pipeline(
