@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-ROTARY_PCT = 1.0
+ROTARY_PCT = 0.5
 """Share of each head that rotates with position; Pythia has 0.25, a toy copies sooner with 1."""
 MAX_POSITIONS = 512
 

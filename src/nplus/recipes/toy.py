@@ -38,7 +38,11 @@ def toy() -> RunConfig:
         compute=ComputeConfig(device="cpu", matmul_precision="medium", autocast="bfloat16"),
         pretrain=PretrainConfig(
             optim=OptimConfig(
-                name="muon", learning_rate=3e-3, warmup_steps=20, lr_scheduler_type="linear"
+                name="muon",
+                learning_rate=5e-3,
+                muon_learning_rate=0.05,
+                warmup_steps=20,
+                lr_scheduler_type="linear",
             ),
             batch=BatchConfig(batch_size=32, micro_batch_size=16),
             summary_weight=10.0,
@@ -47,10 +51,10 @@ def toy() -> RunConfig:
             optim=OptimConfig(learning_rate=1e-3),
             batch=BatchConfig(batch_size=64, micro_batch_size=32),
         ),
-        sample=SampleConfig(response_length=RESPONSE_LENGTH),
-        label=LabelConfig(kind="world"),
+        sample=SampleConfig(response_length=RESPONSE_LENGTH, temperatures=(0.3, 0.8, 1.3)),
+        label=LabelConfig(kind="world", pairs=10_000),
         reward=RewardConfig(
-            optim=OptimConfig(learning_rate=5e-4),
+            optim=OptimConfig(learning_rate=1e-3),
             batch=BatchConfig(batch_size=64, micro_batch_size=32),
         ),
         ppo=PPOConfig(

@@ -61,8 +61,7 @@ class WorldSpec:
     """Sizes of all splits in rows, and everything that shapes their content.
 
     distracted: share of posts with distractors. retellings: share of pretraining rows whose
-    summary tells all facts; slips: share of these facts told wrongly and put right at once.
-    crew: the labellers, each as likely as the other.
+    summary tells all facts. crew: the labellers, each as likely as the other.
     """
 
     seed: int = 1
@@ -79,7 +78,6 @@ class WorldSpec:
     comparisons_test_heldout: int = 500
     news: int = 500
     retellings: float = 0.9
-    slips: float = 0.2
     distracted: float = 0.4
     mix: WriterMix = field(default_factory=WriterMix)
     pairs: PairMix = field(default_factory=PairMix)
@@ -127,9 +125,7 @@ def pretraining(spec: WorldSpec) -> Iterator[Row]:
         row, sheet, dice = _post(spec, "pretrain", index, heldout=False)
         dense = dice.chance(spec.retellings)
         row["summary"] = (
-            retell(sheet, dice, spec.mix, slips=spec.slips)
-            if dense
-            else reference(sheet, dice, spec.mix).text
+            retell(sheet, dice, spec.mix) if dense else reference(sheet, dice, spec.mix).text
         )
         yield row
 
@@ -213,7 +209,7 @@ def vocabulary_texts(spec: WorldSpec, rows: int = 20_000) -> Iterator[str]:
     """Texts to train a tokenizer on: posts with retellings, and now and then a news article."""
     for index in range(rows):
         row, sheet, dice = _post(spec, "vocabulary", index, heldout=False)
-        answer = retell(sheet, dice, spec.mix, slips=spec.slips)
+        answer = retell(sheet, dice, spec.mix)
         head = f"SUBREDDIT: r/{row['subreddit']}\n\nTITLE: {row['title']}\n\n"
         yield f"{head}POST: {row['post']}\n\nTL;DR: {answer}"
         if index % NEWS_EVERY == 0:

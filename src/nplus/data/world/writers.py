@@ -236,27 +236,9 @@ def write_reference(sheet: FactSheet, rng: np.random.Generator | Dice, mix: Writ
     return reference(sheet, rng, mix).text
 
 
-def retell(
-    sheet: FactSheet,
-    rng: np.random.Generator | Dice,
-    mix: WriterMix | None = None,
-    *,
-    slips: float = 0.0,
-) -> str:
-    """All facts in random order, in the wordings of summaries.
-
-    Each fact is first told wrongly with probability `slips`, and put right at once: `my aunt (no,
-    uncle)`. Who learns to write these learns to notice when a statement departs from the post.
-    """
+def retell(sheet: FactSheet, rng: np.random.Generator | Dice, mix: WriterMix | None = None) -> str:
+    """All facts in random order, in the wordings of summaries."""
     dice = rng if isinstance(rng, Dice) else Dice(rng)
-    table, domain = clauses(sheet.domain), domains()[sheet.domain]
-    picked = dice.shuffled(domain.slots)
-    template = _compose(picked, table, mix or WriterMix(), dice)
-    words: dict[str, str] = {}
-    for slot, value in sheet.facts.items():
-        right = dict(domain.by_name[slot, value].wordings)
-        if dice.chance(slips):
-            wrong = dict(domain.by_name[slot, other_value(sheet, slot, dice)].wordings)
-            right = {field: f"{wrong[field]} (no, {text})" for field, text in right.items()}
-        words.update(right)
-    return template.format_map(words)
+    table = clauses(sheet.domain)
+    picked = dice.shuffled(domains()[sheet.domain].slots)
+    return _fill(sheet, _compose(picked, table, mix or WriterMix(), dice), sheet.facts)
