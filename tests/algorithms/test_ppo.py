@@ -1,4 +1,4 @@
-"""The hand-worked rollout of the golden vectors, through `credit` and `objective` as PPO calls them.
+"""The hand-worked rollout of the golden vectors, through `credit` and `objective`.
 
 R = 5 and PPOConfig's own values: beta 0.05, gamma 1, lambda 0.95, clips 0.2, vf_coef 0.1.
 """

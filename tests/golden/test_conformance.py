@@ -1,4 +1,4 @@
-"""The conformance suite, in order of bug-catching power, on a real network and its stages' functions.
+"""The conformance suite, in order of bug-catching power, on a real network and stage functions.
 
 Items held elsewhere: golden vectors (3) in `golden/test_section2.py` and `algorithms/test_ppo.py`;
 query truncation, the seam, the one space and EOS survival (8) in `data/test_tldr.py`,
@@ -23,6 +23,7 @@ from nplus.data.tokens import train_bpe
 from nplus.engines.kv import KVEngine
 from nplus.models.lm import sequence_logits
 from nplus.models.scalar import ScalarModel
+from nplus.models.toy import build_toy
 from nplus.ops.logprobs import gather_logprobs
 from nplus.ops.losses import target_mask
 from nplus.ops.responses import contains_eos, response_mask_BR
@@ -35,6 +36,7 @@ from nplus.training.update import update
 
 EOS, PAD, R = 0, 1, 12
 LENGTHS = [3, 9, 5, 7, 4, 9, 2, 6]
+ROWS = len(LENGTHS)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def reward_model(policy):
 def rolled(policy, reward_model, prompts_of_lengths, uniforms_for):
     """`rolled(old_logprobs=...)`: a rollout of the policy against itself as reference."""
 
-    def collected(old_logprobs="trainer", stop="eos", temperature=0.7, size=len(LENGTHS)):
+    def collected(old_logprobs="trainer", stop="eos", temperature=0.7, size=ROWS):
         prompts = prompts_of_lengths(LENGTHS)
         sampling = SamplingConfig(response_length=R, stop=stop, temperature=temperature)
         return collect(
@@ -83,12 +85,12 @@ def rolled(policy, reward_model, prompts_of_lengths, uniforms_for):
 def first_update(policy, reward_model, stage_context):
     """`first_update(rollout, ...)`: what the PPO stage reports of its first minibatch."""
 
-    def trained(rollout, temperature=0.7, micro=len(LENGTHS)):
+    def trained(rollout, temperature=0.7, micro=ROWS):
         ctx = stage_context(
             ppo={
-                "batch_size": len(LENGTHS),
+                "batch_size": ROWS,
                 "micro_batch_size": micro,
-                "total_episodes": len(LENGTHS),
+                "total_episodes": ROWS,
                 "num_ppo_epochs": 1,
                 "sampling": {"temperature": temperature, "response_length": 48},
             }
@@ -426,10 +428,8 @@ def demonstrations():
 
 
 def test_item_9_demonstrations_average_zero_and_still_do_after_loading(
-    words, demonstrations, stage_context, tiny_causal, tmp_path
+    words, demonstrations, stage_context, tmp_path
 ):
-    from nplus.models.toy import build_toy
-
     causal = build_toy("0.3M", vocab_size=words.size, eos_id=0, pad_id=1, seed=2)
     model = ScalarModel.from_causal(causal, pad_id=words.pad_id, seed=3).eval()
     ctx = stage_context(codec=words, reward={"normalise_rows": 100})
@@ -457,11 +457,7 @@ def test_item_9_demonstrations_average_zero_and_still_do_after_loading(
     assert reward_stage.normalise(model, ctx)["shift"] == pytest.approx(told["shift"], abs=1e-6)
 
 
-def test_item_9_only_so_many_demonstrations_are_taken(
-    words, demonstrations, stage_context, tiny_causal
-):
-    from nplus.models.toy import build_toy
-
+def test_item_9_only_so_many_demonstrations_are_taken(words, demonstrations, stage_context):
     causal = build_toy("0.3M", vocab_size=words.size, eos_id=0, pad_id=1, seed=2)
     model = ScalarModel.from_causal(causal, pad_id=words.pad_id, seed=3).eval()
     ctx = stage_context(codec=words, reward={"normalise_rows": 3})

@@ -12,7 +12,7 @@ LENGTH = 48
 
 @pytest.fixture(scope="session")
 def road_config():
-    """`road_config(ppo={...})`: a toy of 0.15M parameters and one or two steps per stage, changed."""
+    """`road_config(ppo={...})`: a toy of 0.15M parameters, two or three steps a stage, changed."""
     sizes = {
         "data": {
             "max_query_tokens": 320,

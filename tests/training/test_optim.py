@@ -63,7 +63,7 @@ def test_an_unknown_schedule_is_named():
 
 
 def test_one_adamw_step_by_hand():
-    # Step 1: corrected moments are g and g^2, so the move is lr * g / (|g| + eps). With g = eps that
+    # Corrected moments of step 1 are g and g^2: the move is lr * g / (|g| + eps). At g = eps that
     # is half of lr; with eps 1e-8 it would be all of it. Decay comes first: w * (1 - lr * 0.01).
     weight = nn.Parameter(torch.tensor([2.0, -1.0, 3.0], dtype=torch.float64))
     optimizer = Optimizer([("bias", weight)], OptimConfig(learning_rate=0.1))

@@ -73,7 +73,7 @@ class Optimizer:
         return self.peaks[-1] * factor
 
     def clip(self) -> float:
-        """Clip the gradients if asked (Detail B4: the paper does not); returns their norm before."""
+        """Clip the gradients if asked (Detail B4: the paper does not); returns the norm before."""
         limit = self.cfg.max_grad_norm
         return float(
             nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
