@@ -39,14 +39,14 @@ def pairs(n):
 
 
 def test_bradley_terry_by_hand():
-    # Differences 0, ln 3 and -ln 3: losses ln 2, ln 4/3, ln 4. Ties are wrong (Detail D3).
-    scores = torch.tensor([1.0, 1.0 + math.log(3), 0.0, 1.0, 1.0, math.log(3)])
+    # Differences 0, ln 3 and -ln 7: losses ln 2, ln 4/3, ln 8. Ties are wrong (Detail D3).
+    scores = torch.tensor([1.0, 1.0 + math.log(3), 0.0, 1.0, 1.0, math.log(7)])
     found = reward.objective(scores, pairs(3))
     _, loss = found.terms["train"]
-    expected = (math.log(2) + math.log(4 / 3) + math.log(4)) / 3
+    expected = (math.log(2) + math.log(4 / 3) + math.log(8)) / 3
     assert float(loss.sum) / loss.count == pytest.approx(expected, rel=1e-6)
     assert found.metrics["accuracy"].value == pytest.approx(1 / 3)
-    assert found.metrics["margin"].value == pytest.approx(0.0, abs=1e-7)
+    assert found.metrics["margin"].value == pytest.approx(math.log(3 / 7) / 3, rel=1e-6)
     assert found.metrics["mean_reward"].value == pytest.approx(float(scores.mean()))
     assert reward.counts(pairs(3)) == {"train": 3.0}
 

@@ -50,6 +50,7 @@ def toy() -> RunConfig:
         sft=SFTConfig(
             optim=OptimConfig(learning_rate=1e-3),
             batch=BatchConfig(batch_size=64, micro_batch_size=32),
+            copy_gate=0.85,
         ),
         sample=SampleConfig(response_length=RESPONSE_LENGTH, temperatures=(0.3, 0.8, 1.3)),
         label=LabelConfig(kind="world", pairs=10_000),
@@ -58,21 +59,30 @@ def toy() -> RunConfig:
             batch=BatchConfig(batch_size=64, micro_batch_size=32),
         ),
         ppo=PPOConfig(
-            total_episodes=20 * 64,
+            total_episodes=30 * 64,
             batch_size=64,
-            micro_batch_size=64,
-            optim=OptimConfig(learning_rate=2e-4, lr_scheduler_type="linear"),
+            num_ppo_epochs=2,
+            num_mini_batches=2,
+            micro_batch_size=32,
+            optim=OptimConfig(learning_rate=5e-4, lr_scheduler_type="linear"),
+            value_learning_rate=1e-3,
             sampling=SamplingConfig(response_length=RESPONSE_LENGTH),
-            kl_coef=0.05,
+            kl_coef=0.03,
         ),
         evaluate=EvaluateConfig(response_length=RESPONSE_LENGTH),
     )
 
 
 def overoptimise() -> RunConfig:
-    """The toy road without a KL penalty: does the gold score follow the reward model's?"""
+    """The toy road without brakes (no KL penalty, constant rate): does gold follow the reward?"""
     cfg = toy()
-    ppo = cfg.ppo.model_copy(update={"kl_coef": 0.0, "total_episodes": 60 * 64})
+    ppo = cfg.ppo.model_copy(
+        update={
+            "kl_coef": 0.0,
+            "total_episodes": 80 * 64,
+            "optim": OptimConfig(learning_rate=7e-4, lr_scheduler_type="constant"),
+        }
+    )
     return cfg.model_copy(update={"recipe": "toy:overoptimise", "ppo": ppo})
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -18,6 +19,7 @@ from nplus.data.tokens import Codec
 from nplus.distributed.topology import Topology
 from nplus.engines.kv import KVEngine
 from nplus.models.lm import load_causal_lm
+from nplus.models.scalar import ScalarModel
 from nplus.runs import StageDir
 from nplus.stages.scorers import Gold
 
@@ -57,6 +59,11 @@ class Context:
                 update={"model_name_or_path": where, "size": None, "revision": None}
             )
         return load_causal_lm(cfg).to(self.device)
+
+    def scalar(self, path: Path) -> ScalarModel:
+        """The reward or value model in `path`, on the run's device."""
+        attn = self.config.model.attn_implementation
+        return ScalarModel.load(path, attn=attn).to(self.device)
 
     def engine(self, model: PreTrainedModel) -> KVEngine:
         return KVEngine(model, eos_id=self.codec.eos_id, pad_id=self.codec.pad_id)

@@ -13,13 +13,11 @@ from nplus.data.world.policies import minimal_swap
 from nplus.evaluation.accuracy import share
 from nplus.evaluation.automatic import rouge
 from nplus.evaluation.winrate import summarise
-from nplus.models.scalar import ScalarModel
-from nplus.records import Comparison, Demonstration, Judgement, Sample, read_records, write_records
+from nplus.records import Demonstration, Judgement, Sample, write_records
 from nplus.runs import StageDir
 from nplus.seeding import stream
 from nplus.stages.context import Context
 from nplus.stages.drawing import Drawn, draw
-from nplus.stages.reward import score_pairs
 from nplus.stages.scorers import Gold, RewardScorer
 from nplus.stats import bootstrap_mean, mean_difference
 
@@ -188,26 +186,12 @@ def swap_accuracy(
     return share(sum(a > b for a, b in scores), len(originals))
 
 
-def reward_model_report(
-    model: ScalarModel, judges: Judges, ctx: Context, split: str
-) -> dict[str, Any]:
-    """Accuracy against labels (from the reward stage), against gold, and on minimal swaps."""
+def reward_model_report(judges: Judges, ctx: Context, split: str) -> dict[str, Any]:
+    """Accuracy against labels and gold (from the reward stage), and on minimal swaps."""
     manifest = ctx.dirs["reward"].manifest()
     report: dict[str, Any] = dict(manifest.results["validation"]) if manifest else {}
     label = ctx.dirs["label"].manifest()
     report["bayes_accuracy"] = label.results.get("bayes_accuracy_valid") if label else None
-    report["gold_accuracy"] = None
-    if judges.gold is not None:
-        rows = [
-            r for r in read_records(ctx.dirs["label"].comparisons, Comparison) if r.split != "train"
-        ]
-        scores = score_pairs(model, rows, ctx)
-        agree = decided = 0
-        for row, (first, second) in zip(rows, scores, strict=True):
-            golds = [judges.gold.judge(row.id, text).total for text in row.responses]
-            decided += golds[0] != golds[1]
-            agree += (first - second) * (golds[0] - golds[1]) > 0
-        report["gold_accuracy"] = share(agree, decided)
     report["swap_accuracy"] = swap_accuracy(judges, ctx, ctx.data.demonstrations(split))
     return report
 
@@ -238,7 +222,7 @@ def _table_rows(reference: System, sft: System, ppo: System) -> list[dict[str, A
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     """Writes `judgements.jsonl` and `table.jsonl`; its results are the report's tables."""
     cfg = ctx.config.evaluate
-    reward_model = ScalarModel.load(ctx.dirs["reward"].model).to(ctx.device).eval()
+    reward_model = ctx.scalar(ctx.dirs["reward"].model).eval()
     gold = ctx.gold() if cfg.judge == "gold" else None
     judges = Judges(RewardScorer(reward_model, ctx.codec, size=cfg.micro_batch_size), gold)
     splits = [s for s in (cfg.split, f"{cfg.split}_heldout") if s in ctx.data.splits()]
@@ -295,7 +279,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
         "systems": [describe(system) for system in systems],
         "win_rates": win_rates,
         "wrong_facts_ppo_minus_sft": wrong,
-        "reward_model": reward_model_report(reward_model, judges, ctx, cfg.split),
+        "reward_model": reward_model_report(judges, ctx, cfg.split),
         "copy": sft.results.get("copy") if sft else None,
         "verdict": verdict_line(win_rates),
     }

@@ -134,10 +134,8 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     posts = ctx.data.demonstrations("train")
     gold = ctx.gold()
     policy, reference = ctx.policy("sft"), ctx.policy("sft").eval().requires_grad_(False)
-    reward_model = (
-        ScalarModel.load(ctx.dirs["reward"].model).to(ctx.device).eval().requires_grad_(False)
-    )
-    critic = ScalarModel.load(ctx.dirs["reward"].model).to(ctx.device)
+    reward_model = ctx.scalar(ctx.dirs["reward"].model).eval().requires_grad_(False)
+    critic = ctx.scalar(ctx.dirs["reward"].model)
     value_optim = cfg.optim.model_copy(
         update={"learning_rate": cfg.value_learning_rate or cfg.optim.learning_rate}
     )

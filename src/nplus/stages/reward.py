@@ -10,7 +10,7 @@ import torch
 from nplus.algorithms import reward
 from nplus.batches import Objective, PairBatch
 from nplus.data.collate import WIDTH_MULTIPLE, pair_batch, pair_rows
-from nplus.evaluation.accuracy import accuracy_report
+from nplus.evaluation.accuracy import accuracy_report, share
 from nplus.metrics import values
 from nplus.models.scalar import ScalarModel
 from nplus.records import Comparison, Sample, read_records
@@ -18,7 +18,7 @@ from nplus.runs import StageDir
 from nplus.seeding import take
 from nplus.stages.autocast import forward_precision
 from nplus.stages.context import Context
-from nplus.stages.scorers import RewardScorer
+from nplus.stages.scorers import Gold, RewardScorer
 from nplus.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import update
@@ -95,6 +95,18 @@ def score_pairs(
     return list(zip(scores[::2], scores[1::2], strict=True))
 
 
+def gold_accuracy(
+    rows: list[Comparison], scores: list[tuple[float, float]], gold: Gold
+) -> dict[str, float]:
+    """How often the reward model orders two responses as gold does; gold ties are left out."""
+    agree = decided = 0
+    for row, (first, second) in zip(rows, scores, strict=True):
+        golds = [gold.judge(row.id, text).total for text in row.responses]
+        decided += golds[0] != golds[1]
+        agree += (first - second) * (golds[0] - golds[1]) > 0
+    return share(agree, decided)
+
+
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     """From the SFT policy and the comparisons to `model/`, with accuracy by group."""
     comparisons = read_records(ctx.dirs["label"].comparisons, Comparison)
@@ -114,5 +126,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
         pair[row.choice] - pair[1 - row.choice] for row, pair in zip(held, scores, strict=True)
     ]
     results["validation"] = accuracy_report(held, chosen)
+    gold = ctx.gold()
+    results["validation"]["gold_accuracy"] = gold_accuracy(held, scores, gold) if gold else None
     model.save(where.model, ctx.codec.tokenizer)
     return results
