@@ -137,7 +137,7 @@ def test_report_of_a_run(road):
     [
         (["run", "toyy"], ("unknown recipe 'toyy'", "did you mean 'toy'?")),
         (["run", "toy", "--set", "ppo.klcoef=1"], ("ppo.klcoef", "ppo.kl_coef?")),
-        (["run", "toy", "--set", "ppo.batch_size=100"], ("100 rows", "micro_batch_size=64")),
+        (["run", "toy", "--set", "ppo.batch_size=100"], ("50 rows", "micro_batch_size=32")),
         (["run", "toy", "--set", "ppo.gamma=2", "--set", "x=1"], ("2 problems", "ppo.gamma=2")),
         (["run", "toy", "--config", "none.yaml"], ("none.yaml", "cannot read it")),
         (["run", "toy", "--until", "dpo"], ("--until dpo", "pretrain, sft")),

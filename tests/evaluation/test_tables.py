@@ -185,7 +185,6 @@ def test_equal_systems_differ_by_nothing():
     assert (found["value"], found["low"], found["high"]) == (0.0, 0.0, 0.0)
 
 
-@pytest.mark.xfail(strict=True, reason="a rate of no stated facts is told as 0")
 def test_a_system_that_states_nothing_has_no_rate():
     found = wrong_fact_difference(system("ppo", [(0, 0)] * 3), system("sft", [(1, 1)] * 3))
     assert found["ppo"] is None

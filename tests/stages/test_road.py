@@ -359,7 +359,6 @@ def test_ppo_resumes_bit_for_bit(copied, finished, road_config, drive, monkeypat
     assert resumed.manifest().results == whole.manifest().results
 
 
-@pytest.mark.xfail(strict=True, reason="the journal keeps the steps of the broken attempt")
 def test_without_a_checkpoint_a_stage_starts_again(
     copied, finished, road_config, drive, monkeypatch
 ):
@@ -390,7 +389,6 @@ def test_a_stage_broken_off_after_saving_its_model_runs_again(
     assert_same_weights(weights(again), weights(finished.stages()["sft"]))
 
 
-@pytest.mark.xfail(strict=True, reason="the last figures are not read back from the journal")
 @pytest.mark.parametrize("point", ["save_causal_lm", "_verdict"])
 def test_ppo_broken_off_after_its_last_checkpoint_runs_to_the_same_end(
     point, copied, finished, road_config, drive, monkeypatch

@@ -117,6 +117,11 @@ class StageDir:
             if isinstance(row, dict):
                 yield line, row
 
+    def last_metrics(self) -> dict[str, float]:
+        """The metrics of the last step in the journal."""
+        metrics: dict[str, float] = list(self.journal_rows())[-1]["metrics"]
+        return metrics
+
     def rewind_journal(self, step: int) -> None:
         """Drop metric lines after `step`: a resumed stage writes them again."""
         if not self.journal_path.is_file():

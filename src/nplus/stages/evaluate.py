@@ -138,19 +138,21 @@ def wrong_fact_difference(ppo: System, sft: System) -> dict[str, Any]:
 
     A ratio of sums: its linearised per-post influence gives the interval (delta method).
     """
+    head = {"temperature": ppo.temperature, "split": ppo.split}
+    if not all(sum(wrong_and_stated(system)[1]) for system in (ppo, sft)):
+        return {**head, **dict.fromkeys(("value", "low", "high", "ppo", "sft"))}
     influences, rates = [], []
     for system in (ppo, sft):
         wrong, stated = wrong_and_stated(system)
-        rate = sum(wrong) / max(1, sum(stated))
-        mean_stated = max(1e-9, sum(stated) / len(stated))
+        rate = sum(wrong) / sum(stated)
+        mean_stated = sum(stated) / len(stated)
         influences.append(
             [(w - rate * s) / mean_stated + rate for w, s in zip(wrong, stated, strict=True)]
         )
         rates.append(rate)
     found = mean_difference(influences[0], influences[1], paired=True)
     return {
-        "temperature": ppo.temperature,
-        "split": ppo.split,
+        **head,
         "value": found[0],
         "low": found[1],
         "high": found[2],

@@ -25,7 +25,7 @@ from nplus.seeding import epoch_order, take
 from nplus.stages.autocast import forward_precision
 from nplus.stages.context import Context
 from nplus.stages.drawing import noise
-from nplus.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from nplus.training.checkpoint import resume, save_checkpoint
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import update
 
@@ -143,12 +143,9 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
         "policy": Optimizer(policy.named_parameters(), cfg.optim),
         "critic": Optimizer(critic.named_parameters(), value_optim),
     }
-    modules, first = {"policy": policy, "critic": critic}, 0
-    if found := latest_checkpoint(where.checkpoints):
-        first = load_checkpoint(found, modules=modules, optimizers=optimizers)["step"]
-        where.rewind_journal(first)
-        where.event("resumed", step=first)
-    engine, last = ctx.engine(policy), {}
+    modules = {"policy": policy, "critic": critic}
+    first = resume(where, modules=modules, optimizers=optimizers)
+    engine = ctx.engine(policy)
     with ctx.progress("ppo", plan.updates - first, "update") as bar:
         for step in range(first, plan.updates):
             began = time.monotonic()
@@ -203,7 +200,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
                 )
     save_causal_lm(policy, where.model, ctx.codec.tokenizer)
     critic.save(where.critic, ctx.codec.tokenizer)
-    return {"updates": plan.updates, **_verdict(where, last)}
+    return {"updates": plan.updates, **_verdict(where)}
 
 
 def _check_kl(kl: float, cfg: PPOConfig, step: int) -> None:
@@ -215,9 +212,10 @@ def _check_kl(kl: float, cfg: PPOConfig, step: int) -> None:
         )
 
 
-def _verdict(where: StageDir, last: dict[str, float]) -> dict[str, Any]:
+def _verdict(where: StageDir) -> dict[str, Any]:
     """The figures at the first update, where KL is 0 and the ratio 1, and at the last."""
-    rows = list(where.journal_rows())
+    rows = [row["metrics"] for row in where.journal_rows()]
+    first, last = rows[0], rows[-1]
     shown = (
         "objective/kl",
         "objective/scores",
@@ -225,6 +223,5 @@ def _verdict(where: StageDir, last: dict[str, float]) -> dict[str, Any]:
         "val/response_length",
         "val/eos_rate",
     )
-    first = rows[0]["metrics"] if rows else {}
     at_first = {n: v for n, v in first.items() if n.startswith("first_minibatch/") or n in shown}
     return {"first": at_first, "last": {n: last[n] for n in shown if n in last}}

@@ -19,7 +19,7 @@ from nplus.seeding import take
 from nplus.stages.autocast import forward_precision
 from nplus.stages.context import Context
 from nplus.stages.scorers import Gold, RewardScorer
-from nplus.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from nplus.training.checkpoint import resume, save_checkpoint
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import update
 
@@ -36,11 +36,8 @@ def train(model: ScalarModel, rows: list[Any], where: StageDir, ctx: Context) ->
     size = min(cfg.batch.batch_size, len(rows))
     total = max(1, cfg.epochs * len(rows) // cfg.batch.batch_size)
     optimizer = Optimizer(model.named_parameters(), cfg.optim)
-    modules, optimizers, first = {"model": model}, {"model": optimizer}, 0
-    if found := latest_checkpoint(where.checkpoints):
-        first = load_checkpoint(found, modules=modules, optimizers=optimizers)["step"]
-        where.rewind_journal(first)
-        where.event("resumed", step=first)
+    modules, optimizers = {"model": model}, {"model": optimizer}
+    first = resume(where, modules=modules, optimizers=optimizers)
 
     def objective(micro: PairBatch) -> Objective:
         tokens_2NT, mask_2NT = micro.stacked()
@@ -49,7 +46,6 @@ def train(model: ScalarModel, rows: list[Any], where: StageDir, ctx: Context) ->
         return reward.objective(scores_2N, micro)
 
     model.train()
-    last: dict[str, float] = {}
     with ctx.progress("reward", total - first) as bar:
         for step in range(first, total):
             began = time.monotonic()
@@ -73,7 +69,7 @@ def train(model: ScalarModel, rows: list[Any], where: StageDir, ctx: Context) ->
                 save_checkpoint(
                     where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={}
                 )
-    return {"steps": total, "loss": last.get("loss/train", float("nan"))}
+    return {"steps": total, "loss": where.last_metrics()["loss/train"]}
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from nplus.seeding import take
 from nplus.stages.autocast import forward_precision
 from nplus.stages.context import Context
 from nplus.stages.copying import copy_test
-from nplus.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from nplus.training.checkpoint import resume, save_checkpoint
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import update
 
@@ -66,11 +66,8 @@ def train(
     """
     total = max(1, epochs * len(rows) // batch.batch_size)
     optimizer = Optimizer(model.named_parameters(), optim)
-    modules, optimizers, first = {"model": model}, {"model": optimizer}, 0
-    if found := latest_checkpoint(where.checkpoints):
-        first = load_checkpoint(found, modules=modules, optimizers=optimizers)["step"]
-        where.rewind_journal(first)
-        where.event("resumed", step=first)
+    modules, optimizers = {"model": model}, {"model": optimizer}
+    first = resume(where, modules=modules, optimizers=optimizers)
 
     def objective(micro: TokenBatch) -> Objective:
         with forward_precision(ctx.device, ctx.config.compute.autocast):
@@ -78,7 +75,6 @@ def train(
         return supervised.objective(logits_BTV, micro)
 
     model.train()
-    last: dict[str, float] = {}
     with ctx.progress(name, total - first) as bar:
         for step in range(first, total):
             began = time.monotonic()
@@ -111,7 +107,7 @@ def train(
                 save_checkpoint(
                     where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={}
                 )
-    return {"steps": total, "loss": last.get("loss/train", float("nan"))}
+    return {"steps": total, "loss": where.last_metrics()["loss/train"]}
 
 
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:

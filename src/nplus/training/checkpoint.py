@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from nplus.runs import StageDir
 from nplus.training.optim import Optimizer
 
 
@@ -64,3 +65,18 @@ def load_checkpoint(
         optimizer.load_tensors(load_file(path / f"{name}.optimizer.safetensors"))
     cursor: dict[str, Any] = json.loads((path / "cursor.json").read_text(encoding="utf-8"))
     return cursor
+
+
+def resume(
+    where: StageDir, *, modules: Mapping[str, torch.nn.Module], optimizers: Mapping[str, Optimizer]
+) -> int:
+    """Load a stage's newest checkpoint, if any, and return how many steps are done.
+
+    Journal lines after that step belong to the attempt that broke off, and go.
+    """
+    step = 0
+    if found := latest_checkpoint(where.checkpoints):
+        step = int(load_checkpoint(found, modules=modules, optimizers=optimizers)["step"])
+        where.event("resumed", step=step)
+    where.rewind_journal(step)
+    return step
