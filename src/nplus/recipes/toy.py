@@ -52,13 +52,11 @@ def toy() -> RunConfig:
             batch=BatchConfig(batch_size=64, micro_batch_size=32),
             copy_gate=0.85,
         ),
-        sample=SampleConfig(
-            prompts=4_500, temperatures=(0.5, 1.2), response_length=RESPONSE_LENGTH
-        ),
-        label=LabelConfig(kind="world", pairs=9_000),
+        sample=SampleConfig(response_length=RESPONSE_LENGTH, temperatures=(0.3, 0.8, 1.3)),
+        label=LabelConfig(kind="world", pairs=10_000),
         reward=RewardConfig(
-            optim=OptimConfig(learning_rate=2e-3, warmup_steps=20),
-            batch=BatchConfig(batch_size=32, micro_batch_size=32),
+            optim=OptimConfig(learning_rate=1e-3),
+            batch=BatchConfig(batch_size=64, micro_batch_size=32),
         ),
         ppo=PPOConfig(
             total_episodes=30 * 64,
