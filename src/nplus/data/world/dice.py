@@ -43,7 +43,3 @@ class Dice:
             other = int(self.unit() * (last + 1))
             out[last], out[other] = out[other], out[last]
         return out
-
-    def normal(self) -> float:
-        """Approximately standard normal: the sum of twelve uniforms, less six."""
-        return sum(self.unit() for _ in range(12)) - 6.0
