@@ -91,7 +91,7 @@ class TokenBatch(Batch):
 
 @dataclass(frozen=True, slots=True)
 class PairBatch(Batch):
-    """Preference pairs, one row a pair, both sides right-padded to one width (Detail A9).
+    """Preference pairs, two sequences each, both sides right-padded to one width (Detail A9).
 
     `chosen_NT`/`rejected_NT` hold query + response + EOS; the response masks start after the query.
     """
@@ -122,6 +122,47 @@ class PairBatch(Batch):
             torch.cat([self.chosen_NT, self.rejected_NT]),
             torch.cat([self.chosen_mask_NT, self.rejected_mask_NT]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPairBatch:
+    """Preference pairs whose queries are read once: a row is a query, then all its responses.
+
+    A token sees its own response and the query before it, nothing else (`sees_BTT`), and its
+    position counts on from the query, so every score is that of query + response alone.
+    """
+
+    tokens_BT: Tensor
+    positions_BT: Tensor
+    segments_BT: Tensor
+    """0 in the query, 1, 2, ... in its responses, -1 in padding."""
+    ends_N2: Tensor
+    """Where the chosen and the rejected response of a pair end: row * T + column."""
+    margin_N: Tensor
+
+    def __post_init__(self) -> None:
+        _check("positions_BT", self.positions_BT, self.tokens_BT.shape, torch.int64)
+        _check("segments_BT", self.segments_BT, self.tokens_BT.shape, torch.int64)
+        _check("ends_N2", self.ends_N2, (len(self), 2), torch.int64)
+
+    def __len__(self) -> int:
+        return self.margin_N.shape[0]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with every tensor on `device`."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def sees_BTT(self) -> Tensor:
+        """[B, T, T] bool: whether the token of row t may attend to the one of column u.
+
+        Padding sees itself alone, so no row of attention is empty.
+        """
+        of_row, of_column = self.segments_BT[:, :, None], self.segments_BT[:, None, :]
+        width = self.tokens_BT.shape[1]
+        causal_TT = torch.ones(width, width, dtype=torch.bool, device=of_row.device).tril()
+        own_TT = torch.eye(width, dtype=torch.bool, device=of_row.device)
+        known = (of_column == of_row) | (of_column == 0)
+        return (causal_TT & known & (of_row >= 0)) | own_TT
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,3 +90,25 @@ def take(seed: int, name: str, n: int, start: int, count: int) -> np.ndarray:
     if not passes:
         return np.empty(0, dtype=np.int64)
     return np.concatenate(passes)[start - first * n :][:count]
+
+
+def take_grouped(
+    seed: int, name: str, groups: Sequence[Sequence[int]], start: int, count: int
+) -> np.ndarray:
+    """[count] int64: as `take` over the items of all groups, the items of a group side by side.
+
+    Each pass reshuffles the groups; a group may straddle two requests.
+    """
+    n = sum(map(len, groups))
+    if start < 0 or count < 0:
+        raise ValueError(f"start and count are not negative: start={start}, count={count}")
+    if n < 1:
+        raise ValueError(f"cannot draw from {n} items")
+    first, last = start // n, -(-(start + count) // n)
+    passes = [
+        item
+        for epoch in range(first, last)
+        for group in epoch_order(seed, name, epoch, len(groups))
+        for item in groups[group]
+    ]
+    return np.array(passes, dtype=np.int64)[start - first * n :][:count]

@@ -70,6 +70,9 @@ class RewardConfig(Config):
     epochs: int = Field(1, ge=1)
     optim: OptimConfig = OptimConfig()
     batch: BatchConfig = BatchConfig(batch_size=64, micro_batch_size=8)
+    layout: Literal["separate", "shared"] = "separate"
+    """`separate`: two sequences a pair, pairs in random order, as in the paper. `shared`: the pairs
+    of a query stand side by side and read it once; the same scores for less work."""
     normalise: bool = True
     """Detail D5: shift the scores so that training demonstrations average 0."""
     normalise_rows: int = Field(2_000, ge=1)

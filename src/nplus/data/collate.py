@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from nplus.batches import PairBatch, PromptBatch, TokenBatch
+from nplus.batches import PairBatch, PromptBatch, SharedPairBatch, TokenBatch
 from nplus.data.tokens import Codec, response_text
 from nplus.records import Comparison, Demonstration, InputError
 
@@ -135,6 +135,41 @@ def pair_batch(rows: Sequence[PairRow], *, pad_id: int, multiple: int = 1) -> Pa
         rejected_mask_NT=mask_2NT[n:],
         chosen_response_mask_NT=response_2NT[:n],
         rejected_response_mask_NT=response_2NT[n:],
+        margin_N=torch.tensor([row.margin for row in rows], dtype=torch.float32),
+    )
+
+
+def shared_pair_batch(
+    rows: Sequence[PairRow], *, pad_id: int, multiple: int = 1
+) -> SharedPairBatch:
+    """One sequence per distinct query: the query, then every distinct response to it, once."""
+    responses: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
+    for row in rows:
+        found = responses.setdefault(tuple(row.query), {})
+        for side in (row.chosen, row.rejected):
+            found.setdefault(tuple(side), len(found) + 1)
+    lines, positions, segments = [], [], []
+    ends: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, int]] = {}
+    for at, (query, found) in enumerate(responses.items()):
+        line, place, segment = list(query), list(range(len(query))), [0] * len(query)
+        for response, number in found.items():
+            line += response
+            place += range(len(query), len(query) + len(response))
+            segment += [number] * len(response)
+            ends[query, response] = (at, len(line) - 1)
+        lines.append(line)
+        positions.append(place)
+        segments.append(segment)
+    tokens_BT, mask_BT = _pad(lines, pad_id, multiple=multiple)
+    width = tokens_BT.shape[1]
+    sides = [
+        [ends[tuple(row.query), tuple(side)] for side in (row.chosen, row.rejected)] for row in rows
+    ]
+    return SharedPairBatch(
+        tokens_BT=tokens_BT.masked_fill(~mask_BT, 0),
+        positions_BT=_pad(positions, 0, multiple=multiple)[0],
+        segments_BT=_pad(segments, -1, multiple=multiple)[0],
+        ends_N2=torch.tensor([[at * width + end for at, end in pair] for pair in sides]),
         margin_N=torch.tensor([row.margin for row in rows], dtype=torch.float32),
     )
 

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from nplus.batches import SharedPairBatch
 from nplus.config.model import ModelConfig
 from nplus.ops.logprobs import entropy_from_logits, gather_logprobs
 from nplus.records import InputError
@@ -55,6 +56,20 @@ def model_inputs(tokens_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
         "input_ids": tokens_BT.masked_fill(~mask_BT, 0),
         "attention_mask": mask_BT.long(),
         "position_ids": position_ids(mask_BT),
+        "use_cache": False,
+    }
+
+
+def shared_inputs(model: PreTrainedModel, batch: SharedPairBatch) -> dict[str, Any]:
+    """Keyword arguments of a forward over responses that share their query; no cache."""
+    sees_B1TT = batch.sees_BTT()[:, None]
+    if model.config._attn_implementation != "sdpa":
+        lowest = torch.finfo(model.dtype).min
+        sees_B1TT = torch.zeros_like(sees_B1TT, dtype=model.dtype).masked_fill(~sees_B1TT, lowest)
+    return {
+        "input_ids": batch.tokens_BT,
+        "attention_mask": sees_B1TT,
+        "position_ids": batch.positions_BT,
         "use_cache": False,
     }
 

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from nplus.batches import SharedPairBatch
 from nplus.models.lm import (
     built_aside,
     disable_dropout,
     load_complete,
     model_inputs,
     require_weights,
+    shared_inputs,
 )
 from nplus.records import InputError
 
@@ -106,6 +108,11 @@ class ScalarModel(torch.nn.Module):
         last_B = mask_BT.shape[1] - 1 - mask_BT.flip(-1).int().argmax(-1)
         rows_B = torch.arange(len(last_B), device=last_B.device)
         return self.head(hidden_BTH[rows_B, last_B])
+
+    def pair_scores(self, batch: SharedPairBatch) -> Tensor:
+        """[2N] float32: the chosen responses' scores, then the rejected ones', query read once."""
+        hidden_BTH = self.network.base_model(**shared_inputs(self.network, batch)).last_hidden_state
+        return self.head(hidden_BTH.flatten(0, 1)[batch.ends_N2.T.flatten()])
 
     def set_shift(self, shift: float | Tensor) -> None:
         """Subtract `shift` from every output from now on (Detail D5: the demonstrations' mean)."""

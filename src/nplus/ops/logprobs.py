@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 TEMPERATURE_EPS = 1e-7
@@ -25,11 +26,12 @@ def gather_logprobs(
     """[B, R] float32: log-probability of each token under the logits of the same slot.
 
     Aligned, not shifted: `logits_BRV[:, r]` is what predicts `tokens_BR[:, r]` (Detail E6). Token
-    ids lie in 0..V-1, also in masked slots. Holds one [B, R, V] float32 tensor, no softmax.
+    ids lie in 0..V-1, also in masked slots. Cross-entropy's fused kernels pass over [B, R, V]
+    about half as often, forward and back, as gathering after a log-sum-exp.
     """
     scaled_BRV = temper(logits_BRV, temperature)
-    picked_BR = scaled_BRV.gather(-1, tokens_BR.unsqueeze(-1)).squeeze(-1)
-    return picked_BR - scaled_BRV.logsumexp(-1)
+    nll = F.cross_entropy(scaled_BRV.flatten(0, -2), tokens_BR.flatten(), reduction="none")
+    return -nll.view(tokens_BR.shape)
 
 
 def entropy_from_logits(logits_BRV: Tensor, *, temperature: float | None = None) -> Tensor:

@@ -186,5 +186,7 @@ def cross_entropy(logits_BTV: Tensor, tokens_BT: Tensor, target_mask_BT: Tensor)
     """
     # Detail A7, Q11: PAD may lie beyond the logits' vocabulary, so no masked id is looked up.
     safe_BT = tokens_BT.masked_fill(~target_mask_BT, 0)
-    nll_BT = F.pad(-gather_logprobs(logits_BTV[:, :-1], safe_BT[:, 1:]), (1, 0))
+    # The targets shift, not the logits: sliced logits would cost one more [B, T, V] of zeros.
+    next_BT = F.pad(safe_BT[:, 1:], (0, 1))
+    nll_BT = F.pad(-gather_logprobs(logits_BTV, next_BT)[:, :-1], (1, 0))
     return nll_BT.masked_fill(~target_mask_BT, 0.0)

@@ -52,11 +52,14 @@ def toy() -> RunConfig:
             batch=BatchConfig(batch_size=64, micro_batch_size=32),
             copy_gate=0.85,
         ),
-        sample=SampleConfig(response_length=RESPONSE_LENGTH, temperatures=(0.3, 0.8, 1.3)),
-        label=LabelConfig(kind="world", pairs=10_000),
+        sample=SampleConfig(
+            prompts=4_500, response_length=RESPONSE_LENGTH, temperatures=(0.5, 1.2)
+        ),
+        label=LabelConfig(kind="world", pairs=18_000, valid_pairs=2_000),
         reward=RewardConfig(
-            optim=OptimConfig(learning_rate=1e-3),
-            batch=BatchConfig(batch_size=64, micro_batch_size=32),
+            optim=OptimConfig(learning_rate=6e-4, warmup_steps=20),
+            batch=BatchConfig(batch_size=64, micro_batch_size=64),
+            layout="shared",
         ),
         ppo=PPOConfig(
             total_episodes=30 * 64,

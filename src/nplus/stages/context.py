@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel
 
-from nplus.config import ComputeConfig, RunConfig
+from nplus.config import RunConfig
 from nplus.data.prepare import DataDir
 from nplus.data.tokens import Codec
 from nplus.distributed.topology import Topology
@@ -96,14 +96,3 @@ class Ticker:
     def tick(self, by: int = 1, **figures: float) -> None:
         note = "  ".join(f"{name} {value:,.4g}" for name, value in figures.items())
         self.bar.update(self.task, advance=by, note=note)  # type: ignore[arg-type]
-
-
-def resolve_device(cfg: ComputeConfig) -> torch.device:
-    """The device of `compute.device`, with threads and matmul precision set for the process."""
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    torch.set_float32_matmul_precision(cfg.matmul_precision)
-    name = cfg.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

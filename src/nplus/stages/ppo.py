@@ -22,7 +22,7 @@ from nplus.records import Demonstration
 from nplus.rollout import add_values, collect, rm_scores, texts
 from nplus.runs import StageDir
 from nplus.seeding import epoch_order, take
-from nplus.stages.autocast import forward_precision
+from nplus.stages.compute import forward_precision
 from nplus.stages.context import Context
 from nplus.stages.drawing import noise
 from nplus.training.checkpoint import resume, save_checkpoint

@@ -21,6 +21,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     model = build_toy(
         size, vocab_size=codec.size, eos_id=codec.eos_id, pad_id=codec.pad_id, seed=ctx.seed
     )
+    model.set_attn_implementation(ctx.config.model.attn_implementation)
     model.to(ctx.device)
     rows = sequence_rows(codec, ctx.data.demonstrations("pretrain"))
     results = train(

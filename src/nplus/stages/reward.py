@@ -6,52 +6,98 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nplus.algorithms import reward
-from nplus.batches import Objective, PairBatch
-from nplus.data.collate import WIDTH_MULTIPLE, pair_batch, pair_rows
+from nplus.batches import Objective, PairBatch, SharedPairBatch
+from nplus.data.collate import WIDTH_MULTIPLE, PairRow, pair_batch, pair_rows, shared_pair_batch
 from nplus.evaluation.accuracy import accuracy_report, share
 from nplus.metrics import values
 from nplus.models.scalar import ScalarModel
-from nplus.records import Comparison, Sample, read_records
+from nplus.records import Comparison, InputError, Sample, read_records
 from nplus.runs import StageDir
-from nplus.seeding import take
-from nplus.stages.autocast import forward_precision
+from nplus.seeding import take_grouped
+from nplus.stages.compute import forward_precision
 from nplus.stages.context import Context
 from nplus.stages.scorers import Gold, RewardScorer
 from nplus.training.checkpoint import resume, save_checkpoint
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import update
 
+Pairs = PairBatch | SharedPairBatch
 
-def _micro_batches(rows: list[Any], size: int, pad_id: int) -> list[PairBatch]:
-    rows = sorted(rows, key=lambda row: max(len(row[0]) + len(row[1]), len(row[0]) + len(row[2])))
+
+def _groups(rows: list[PairRow], layout: str) -> list[list[int]]:
+    """The rows that stay side by side: those of one query where it is shared, else each alone."""
+    if layout == "separate":
+        return [[at] for at in range(len(rows))]
+    found: dict[tuple[int, ...], list[int]] = {}
+    for at, row in enumerate(rows):
+        found.setdefault(tuple(row.query), []).append(at)
+    return list(found.values())
+
+
+def _micro_batches(rows: list[PairRow], size: int, layout: str, pad_id: int) -> list[Pairs]:
+    """Micro-batches of `size` pairs, those of like length together."""
+    collate = pair_batch if layout == "separate" else shared_pair_batch
+    if layout == "separate":
+        rows = sorted(
+            rows, key=lambda row: len(row.query) + max(len(row.chosen), len(row.rejected))
+        )
+    else:  # The pairs of a query stay together.
+        rows = sorted(rows, key=lambda row: (len(row.query), row.query))
     pieces = (rows[i : i + size] for i in range(0, len(rows), size))
-    return [pair_batch(piece, pad_id=pad_id, multiple=WIDTH_MULTIPLE) for piece in pieces]
+    return [collate(piece, pad_id=pad_id, multiple=WIDTH_MULTIPLE) for piece in pieces]
 
 
-def train(model: ScalarModel, rows: list[Any], where: StageDir, ctx: Context) -> dict[str, float]:
+def _scores(model: ScalarModel, batch: Pairs) -> Tensor:
+    """[2N]: chosen scores, then rejected."""
+    if isinstance(batch, SharedPairBatch):
+        return model.pair_scores(batch)
+    return model.scores(*batch.stacked())
+
+
+@torch.no_grad()
+def _require_shared(model: ScalarModel, row: PairRow, pad_id: int) -> None:
+    """Raises InputError where the network ignores a mask that parts two responses."""
+    batches = (collate([row], pad_id=pad_id) for collate in (pair_batch, shared_pair_batch))
+    apart, together = (_scores(model, batch.to(model.device)) for batch in batches)
+    if not torch.allclose(apart, together, rtol=1e-2, atol=1e-2):
+        raise InputError(
+            f"reward.layout=shared: {type(model.network).__name__} scores a response differently "
+            "beside another one; set reward.layout=separate"
+        )
+
+
+def train(
+    model: ScalarModel, rows: list[PairRow], where: StageDir, ctx: Context
+) -> dict[str, float]:
     """`epochs` passes over comparisons, one step per `batch_size` pairs; resumes by itself."""
     cfg = ctx.config.reward
     size = min(cfg.batch.batch_size, len(rows))
     total = max(1, cfg.epochs * len(rows) // cfg.batch.batch_size)
+    groups = _groups(rows, cfg.layout)
+    if cfg.layout == "shared":
+        _require_shared(model, rows[0], ctx.codec.pad_id)
     optimizer = Optimizer(model.named_parameters(), cfg.optim)
     modules, optimizers = {"model": model}, {"model": optimizer}
     first = resume(where, modules=modules, optimizers=optimizers)
 
-    def objective(micro: PairBatch) -> Objective:
-        tokens_2NT, mask_2NT = micro.stacked()
+    def objective(micro: Pairs) -> Objective:
         with forward_precision(ctx.device, ctx.config.compute.autocast):
-            scores_2N = model.scores(tokens_2NT, mask_2NT)
+            scores_2N = _scores(model, micro)
         return reward.objective(scores_2N, micro)
 
     model.train()
     with ctx.progress("reward", total - first) as bar:
         for step in range(first, total):
             began = time.monotonic()
-            index = take(ctx.seed, "reward", len(rows), step * cfg.batch.batch_size, size)
+            index = take_grouped(ctx.seed, "reward", groups, step * cfg.batch.batch_size, size)
             micros = _micro_batches(
-                [rows[i] for i in index], cfg.batch.micro_batch_size, ctx.codec.pad_id
+                [rows[i] for i in index],
+                cfg.batch.micro_batch_size,
+                cfg.layout,
+                ctx.codec.pad_id,
             )
             lr = optimizer.set_factor(
                 schedule(cfg.optim.lr_scheduler_type, step, total, warmup=cfg.optim.warmup_steps)

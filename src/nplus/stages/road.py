@@ -15,7 +15,8 @@ from nplus.models.lm import model_source, require_weights
 from nplus.records import InputError
 from nplus.runs import Pipeline, RunRoot, StageDir, content_hash
 from nplus.stages import data, evaluate, label, ppo, pretrain, reward, sample, sft
-from nplus.stages.context import Context, resolve_device
+from nplus.stages.compute import resolve_device
+from nplus.stages.context import Context
 from nplus.stages.copying import require_copying
 
 VERSIONS = {

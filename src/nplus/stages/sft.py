@@ -16,7 +16,7 @@ from nplus.metrics import values
 from nplus.models.lm import save_causal_lm, sequence_logits
 from nplus.runs import StageDir
 from nplus.seeding import take
-from nplus.stages.autocast import forward_precision
+from nplus.stages.compute import forward_precision
 from nplus.stages.context import Context
 from nplus.stages.copying import copy_test
 from nplus.training.checkpoint import resume, save_checkpoint
