@@ -53,16 +53,16 @@ def toy() -> RunConfig:
             copy_gate=0.85,
         ),
         sample=SampleConfig(
-            prompts=4_500, response_length=RESPONSE_LENGTH, temperatures=(0.5, 1.2)
+            prompts=4_000, response_length=RESPONSE_LENGTH, temperatures=(0.5, 0.8)
         ),
-        label=LabelConfig(kind="world", pairs=18_000, valid_pairs=2_000),
+        label=LabelConfig(kind="world", pairs=16_000, valid_pairs=1_500),
         reward=RewardConfig(
             optim=OptimConfig(learning_rate=6e-4, warmup_steps=20),
             batch=BatchConfig(batch_size=64, micro_batch_size=64),
             layout="shared",
         ),
         ppo=PPOConfig(
-            total_episodes=30 * 64,
+            total_episodes=24 * 64,
             batch_size=64,
             num_ppo_epochs=2,
             num_mini_batches=2,
@@ -70,7 +70,7 @@ def toy() -> RunConfig:
             optim=OptimConfig(learning_rate=5e-4, lr_scheduler_type="linear"),
             value_learning_rate=1e-3,
             sampling=SamplingConfig(response_length=RESPONSE_LENGTH),
-            kl_coef=0.03,
+            kl_coef=0.06,
         ),
         evaluate=EvaluateConfig(response_length=RESPONSE_LENGTH),
     )
