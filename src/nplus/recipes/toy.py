@@ -55,10 +55,10 @@ def toy() -> RunConfig:
         sample=SampleConfig(
             prompts=4_000, response_length=RESPONSE_LENGTH, temperatures=(0.5, 0.8)
         ),
-        label=LabelConfig(kind="world", pairs=16_000, valid_pairs=1_500),
+        label=LabelConfig(kind="world", pairs=24_000, valid_pairs=1_500),
         reward=RewardConfig(
-            optim=OptimConfig(learning_rate=6e-4, warmup_steps=20),
-            batch=BatchConfig(batch_size=64, micro_batch_size=64),
+            optim=OptimConfig(learning_rate=7e-4, warmup_steps=20),
+            batch=BatchConfig(batch_size=96, micro_batch_size=96),
             layout="shared",
         ),
         ppo=PPOConfig(

@@ -24,7 +24,7 @@ from nplus.stages.scorers import Gold
 BATCHES = tuple(f"batch{n}" for n in range(3, 11))
 NAMES = {"train": "train", "valid": "valid1"}
 KINDS = ("sampled", "reference", "swap", "lead", "broken")
-KIND_WEIGHTS = (0.45, 0.15, 0.04, 0.11, 0.25)
+KIND_WEIGHTS = (0.35, 0.15, 0.04, 0.12, 0.34)
 """What is compared: two samples; a sample and the reference; a text and itself with one fact
 swapped; the post's lead and another; a text and itself corrupted."""
 

@@ -24,7 +24,7 @@ VERSIONS = {
     "pretrain": 1,
     "sft": 1,
     "sample": 1,
-    "label": 1,
+    "label": 3,
     "reward": 1,
     "ppo": 1,
     "evaluate": 1,

@@ -102,12 +102,12 @@ def _sigmoid(x: float) -> float:
 
 
 CREW = (
-    Labeller("w_exact", 0.6),
-    Labeller("w_lengthy", 0.8, (("length", 0.5),)),
-    Labeller("w_terse", 0.8, (("length", -0.4),)),
-    Labeller("w_copyist", 0.8, (("copied", 0.8),)),
-    Labeller("w_sober", 0.7, (("feeling", -0.5),)),
-    Labeller("w_curious", 0.9, (("asks", 0.5),)),
+    Labeller("w_exact", 0.5),
+    Labeller("w_lengthy", 0.68, (("length", 0.5),)),
+    Labeller("w_terse", 0.68, (("length", -0.4),)),
+    Labeller("w_copyist", 0.68, (("copied", 0.8),)),
+    Labeller("w_sober", 0.6, (("feeling", -0.5),)),
+    Labeller("w_curious", 0.76, (("asks", 0.5),)),
 )
 
 
