@@ -105,7 +105,7 @@ def test_check_prints_a_config_file_that_says_the_same(name, tmp_path):
 
 def test_check_over_processes_refuses_what_does_not_divide():
     args = ["check", "real", "--world-size"]
-    assert "micro_batches=2" in call(*args, "2").stdout
+    assert "micro_batches=1" in call(*args, "2").stdout
     assert "does not divide over 3 processes" in refused(*args, "3")
 
 

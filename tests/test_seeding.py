@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nplus.seeding
-from nplus.seeding import epoch_order, stream, take, uniform_grid, uniforms
+from nplus.seeding import epoch_order, stream, take, take_grouped, uniform_grid, uniforms
 
 parts = st.one_of(st.integers(-(2**70), 2**70), st.text(max_size=6))
 paths = st.lists(parts, max_size=4).map(tuple)
@@ -131,3 +131,21 @@ def test_first_places_are_uniform():
 def test_impossible_requests(arguments):
     with pytest.raises(ValueError, match=r"not negative|cannot draw"):
         take(0, "x", *arguments)
+
+
+def test_take_grouped_keeps_groups_together_and_takes_every_item_once():
+    groups = [[0, 3, 5], [1], [2, 4]]
+    whole = take_grouped(1, "x", groups, 0, 18).tolist()
+    for start in range(0, 18, 6):
+        one_pass = whole[start : start + 6]
+        assert sorted(one_pass) == list(range(6))
+        for group in groups:
+            at = one_pass.index(group[0])
+            assert one_pass[at : at + len(group)] == group
+    assert len({tuple(whole[start : start + 6]) for start in range(0, 18, 6)}) > 1
+    # The cursor is all the state there is.
+    assert take_grouped(1, "x", groups, 4, 5).tolist() == whole[4:9]
+    alone = take_grouped(1, "x", [[n] for n in range(6)], 3, 10).tolist()
+    assert alone == take(1, "x", 6, 3, 10).tolist()
+    with pytest.raises(ValueError, match="cannot draw"):
+        take_grouped(1, "x", [], 0, 1)

@@ -7,7 +7,9 @@ from nplus.algorithms import ppo
 from nplus.config import OptimConfig, SamplingConfig
 from nplus.data.collate import PairRow, pair_batch, token_batch
 from nplus.engines.kv import KVEngine
+from nplus.models import scalar as scalar_module
 from nplus.models.scalar import ScalarModel
+from nplus.records import InputError
 from nplus.rollout import add_values, collect
 from nplus.runs import StageDir
 from nplus.seeding import stream
@@ -51,12 +53,16 @@ def longer(n):
     return PairRow(query, [*long, EOS], [*short, EOS])
 
 
+@pytest.mark.parametrize("layout", ["separate", "shared"])
 @pytest.mark.parametrize("pair", [with_a_token, longer])
-def test_a_reward_model_separates_a_trivial_preference(pair, tiny_causal, stage_context, where):
+def test_a_reward_model_separates_a_trivial_preference(
+    pair, layout, tiny_causal, stage_context, where
+):
     ctx = stage_context(
         codec=Ids(),
         reward={
             "epochs": 4,
+            "layout": layout,
             "optim": {"learning_rate": 2e-3},
             "batch": {"batch_size": 16, "micro_batch_size": 16},
         },
@@ -76,6 +82,61 @@ def test_a_reward_model_separates_a_trivial_preference(pair, tiny_causal, stage_
     rows = [row["metrics"] for row in where.journal_rows()]
     assert 0.5 < rows[0]["loss/train"] < 0.9  # Detail D2: near ln 2 at first
     assert rows[-1]["loss/train"] < 0.2
+
+
+def reward_journal(layout, rows, tiny_causal, stage_context, where, **batch):
+    ctx = stage_context(
+        codec=Ids(),
+        reward={
+            "layout": layout,
+            "optim": {"learning_rate": 1e-3},
+            "batch": {"batch_size": 8, "micro_batch_size": 4, **batch},
+        },
+    )
+    model = ScalarModel.from_causal(tiny_causal(spread=0.02), pad_id=PAD, seed=0)
+    reward_stage.train(model, rows, where, ctx)
+    return [row["metrics"] for row in where.journal_rows()], model
+
+
+def test_sharing_a_query_changes_nothing_but_the_work(tiny_causal, stage_context, tmp_path):
+    # One pair a query: both layouts take the same pairs in the same order.
+    rows = [with_a_token(n) for n in range(40)]
+    found = []
+    for layout in ("separate", "shared"):
+        (tmp_path / layout).mkdir()
+        where = StageDir(tmp_path / layout)
+        found.append(reward_journal(layout, rows, tiny_causal, stage_context, where))
+    for apart, together in zip(found[0][0], found[1][0], strict=True):
+        for name in ("loss/train", "accuracy", "margin", "grad_norm"):
+            assert together[name] == pytest.approx(apart[name], rel=1e-3, abs=1e-5), name
+
+
+def test_pairs_of_a_query_are_read_in_the_same_step(tiny_causal, stage_context, where, monkeypatch):
+    seen = []
+    collate = reward_stage.shared_pair_batch
+    monkeypatch.setattr(
+        reward_stage,
+        "shared_pair_batch",
+        lambda rows, **options: seen.append(rows) or collate(rows, **options),
+    )
+    rows = [with_a_token(n % 10)._replace(chosen=[n % 7 + 10, EOS]) for n in range(40)]
+    reward_journal("shared", rows, tiny_causal, stage_context, where, micro_batch_size=8)
+    steps = [[tuple(row.query) for row in batch] for batch in seen[1:]]  # the first is the check
+    assert [len(step) for step in steps] == [8] * 5
+    assert all(len(set(step)) <= 3 for step in steps)  # 4 pairs a query, 8 pairs a step
+
+
+def test_a_network_that_mixes_responses_is_refused(tiny_causal, stage_context, where, monkeypatch):
+    inputs = scalar_module.shared_inputs
+
+    def blind(model, batch):
+        found = inputs(model, batch)
+        return {**found, "attention_mask": torch.zeros_like(found["attention_mask"])}
+
+    monkeypatch.setattr(scalar_module, "shared_inputs", blind)
+    rows = [with_a_token(n) for n in range(16)]
+    with pytest.raises(InputError, match=r"set reward\.layout=separate"):
+        reward_journal("shared", rows, tiny_causal, stage_context, where)
 
 
 # --- SFT ----------------------------------------------------------------------------------------

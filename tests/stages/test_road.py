@@ -19,7 +19,7 @@ from nplus.runs import RunRoot
 from nplus.stages import ppo as ppo_stage
 from nplus.stages import sft as sft_stage
 from nplus.stages.copying import CopyGateError
-from nplus.stages.scorers import RewardScorer
+from nplus.stages.scorers import Gold, RewardScorer
 
 STAGES = ("data", "pretrain", "sft", "sample", "label", "reward", "ppo", "evaluate")
 TIMES = ("seconds", "tokens_per_second")
@@ -228,14 +228,29 @@ def test_the_verdict_counts_its_judgements(finished):
     where = finished.stages()["evaluate"]
     results = where.manifest().results
     rows = read_records(where.judgements, Judgement)
-    assert len(rows) == sum(row["n"] for row in results["win_rates"]) == 2 * 3 * 4
+    data = DataDir(finished.stages()["data"].data)
+    posts = {s: data.demonstrations(s)[:4] for s in ("test", "test_heldout")}
+    assert len(rows) == 3 * sum(map(len, posts.values()))
+    facts = Gold(data.facts_path).sheets
+    marks = {post.id: facts[post.id].heldout for post in posts["test_heldout"]}
+    members = {
+        "test": {post.id for post in posts["test"]},
+        "unseen wordings": {i for i, m in marks.items() if any("wording" in x for x in m)},
+        "unseen values": {i for i, m in marks.items() if any("wording" not in x for x in m)},
+    }
+    assert set(marks) == members["unseen values"] | members["unseen wordings"]
+    assert {table["split"] for table in results["win_rates"]} == {
+        k for k, v in members.items() if v
+    }
     for table in results["win_rates"]:
         name = f"{table['policy']}@{table['temperature']:g}"
         scores = [
             (row.score > row.opponent_score) + (row.score == row.opponent_score) / 2
             for row in rows
-            if (row.policy, row.opponent, row.split) == (name, table["opponent"], table["split"])
+            if (row.policy, row.opponent) == (name, table["opponent"])
+            and row.id in members[table["split"]]
         ]
+        assert table["n"] == len(scores) == len(members[table["split"]])
         assert table["rate"] == pytest.approx(sum(scores) / len(scores))
     assert results["verdict"].startswith("Against the references SFT wins ")
 
@@ -243,8 +258,31 @@ def test_the_verdict_counts_its_judgements(finished):
 def test_references_beat_themselves_by_nothing(finished):
     results = finished.stages()["evaluate"].manifest().results
     references = [row for row in results["systems"] if row["policy"] == "reference"]
-    assert [row["rougeL"] for row in references] == [1.0, 1.0]
+    assert {row["rougeL"] for row in references} == {1.0}
     assert all(row["eos_rate"] == 1.0 for row in references)
+
+
+def test_the_reward_model_is_tried_on_comparisons_it_never_saw(finished):
+    stages = finished.stages()
+    sources = stages["evaluate"].manifest().results["reward_model"]["by_source"]
+    assert [row["name"] for row in sources] == ["test", "test_heldout", "news"]
+    data = DataDir(stages["data"].data)
+    model = ScalarModel.load(stages["reward"].model).eval()
+    for row in sources:
+        raw = load_comparisons(data.comparison_files()[row["name"]])
+        assert row["n"] == len(raw)
+        # One text at a time, from the raw row.
+        hits = 0
+        for pair in raw:
+            query = pair.template.format(**pair.fields).lstrip()
+            with torch.no_grad():
+                scores = [
+                    float(model.scores(*text_batch(data.codec(), [(query, text)])))
+                    for text in pair.responses
+                ]
+            hits += scores[pair.choice] > scores[1 - pair.choice]
+        assert row["accuracy"] == pytest.approx(hits / len(raw))
+        assert row["low"] < row["accuracy"] < row["high"] or row["accuracy"] in (0.0, 1.0)
 
 
 # --- skipping and changing ----------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nplus.config import (
     BatchConfig,
+    ComputeConfig,
     DataConfig,
     EvaluateConfig,
     LabelConfig,
@@ -31,28 +32,31 @@ def real() -> RunConfig:
             max_query_tokens=256,
             max_response_tokens=64,
             overlong="drop",
-            max_rows=2_000,
+            max_rows=480,
         ),
         model=ModelConfig(model_name_or_path="smollm"),
+        compute=ComputeConfig(matmul_precision="medium", autocast="bfloat16"),
         sft=SFTConfig(
             optim=OptimConfig(learning_rate=5e-5),
             batch=BatchConfig(batch_size=32, micro_batch_size=8),
         ),
-        label=LabelConfig(kind="contrast", pairs=2_000, valid_pairs=200),
+        label=LabelConfig(kind="contrast", pairs=800, valid_pairs=200),
         reward=RewardConfig(
             optim=OptimConfig(learning_rate=2e-5),
-            batch=BatchConfig(batch_size=32, micro_batch_size=8),
-            normalise_rows=500,
+            batch=BatchConfig(batch_size=32, micro_batch_size=16),
+            layout="shared",
+            normalise_rows=100,
         ),
         ppo=PPOConfig(
-            total_episodes=20 * 32,
-            batch_size=32,
+            total_episodes=6 * 16,
+            num_ppo_epochs=2,
+            batch_size=16,
             micro_batch_size=8,
             rollout_micro_batch_size=32,
             optim=OptimConfig(learning_rate=3e-6, lr_scheduler_type="linear"),
             sampling=SamplingConfig(response_length=64),
         ),
         evaluate=EvaluateConfig(
-            temperatures=(0.01,), response_length=64, max_rows=100, judge="reward"
+            temperatures=(0.01,), response_length=64, max_rows=48, judge="reward"
         ),
     )

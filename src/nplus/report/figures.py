@@ -192,6 +192,7 @@ def reward_model(evaluation: Mapping[str, Any]) -> list[Panel]:
         note = "Validation comparisons, 95% intervals."
         panels.append(Panel("rm", "Accuracy", note, _dots(dots, lines, "rm")))
     for key, title in (
+        ("by_source", "Accuracy on comparisons of other writers"),
         ("by_batch", "Accuracy by batch"),
         ("by_split", "Accuracy by split"),
         ("by_policies", "Accuracy by pair of policies"),

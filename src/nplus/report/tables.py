@@ -19,6 +19,8 @@ SPLITS = {
     "valid": "validation posts",
     "test_heldout": "posts with unseen facts",
     "valid_heldout": "validation posts, unseen facts",
+    "unseen values": "posts with an unseen value",
+    "unseen wordings": "posts with an unseen wording",
     "news": "news articles",
 }
 DASH = "–"  # noqa: RUF001
@@ -166,6 +168,11 @@ def reward_line(evaluation: Mapping[str, Any]) -> str:
         text += f", with the gold order on {span(found['gold_accuracy'])}"
     if found.get("swap_accuracy"):
         text += f", and prefers the true fact over a swapped one on {span(found['swap_accuracy'])}"
+    elsewhere = [
+        f"{span(g)} on {SPLITS.get(g['name'], g['name'])}" for g in found.get("by_source") or ()
+    ]
+    if elsewhere:
+        text += f". On comparisons of other writers it agrees with {', '.join(elsewhere)}"
     return text + "."
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nplus.config import SamplingConfig
+from nplus.data.prepare import read_comparisons
 from nplus.data.world.dice import Dice
 from nplus.data.world.policies import minimal_swap
 from nplus.evaluation.accuracy import share
@@ -40,6 +41,12 @@ class System:
     covered: list[tuple[str, ...]]
     wrong: list[tuple[tuple[str, str], ...]]
     """Facts stated wrongly, as (slot, value); empty lists without a gold scorer."""
+
+    def part(self, name: str, index: list[int]) -> System:
+        """The same of some of the posts, under a name of their own."""
+        lists = (f.name for f in fields(self) if isinstance(getattr(self, f.name), list))
+        picked = {field: [getattr(self, field)[i] for i in index] for field in lists}
+        return replace(self, split=name, **picked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,21 @@ def describe(system: System) -> dict[str, Any]:
     return row
 
 
+def parts(split: str, posts: list[Demonstration], gold: Gold | None) -> dict[str, list[int]]:
+    """Which posts a result is given for: those of a split, or of a held-out split apart, those with
+    a value and those with a wording that training never showed (a post may have both)."""
+    if gold is None or not split.endswith("heldout"):
+        return {split: list(range(len(posts)))}
+    found: dict[str, list[int]] = {"unseen values": [], "unseen wordings": []}
+    for at, post in enumerate(posts):
+        worded = [mark.startswith("wording:") for mark in gold.sheets[post.id].heldout]
+        if any(worded):
+            found["unseen wordings"].append(at)
+        if not all(worded):
+            found["unseen values"].append(at)
+    return {name: index for name, index in found.items() if index}
+
+
 def wrong_and_stated(system: System) -> tuple[list[int], list[int]]:
     """Per response: facts stated wrongly, and facts stated at all."""
     wrong = [len(w) for w in system.wrong]
@@ -130,6 +152,20 @@ def judgements(ours: System, theirs: System) -> list[Judgement]:
             opponent_tokens=max(1, theirs.tokens[i]),
         )
         for i, post in enumerate(ours.posts)
+    ]
+
+
+def compare(reference: System, sft: System, ppo: System) -> list[dict[str, Any]]:
+    """Win rates of SFT against the references, PPO against them, and PPO against SFT."""
+    return [
+        {
+            "policy": ours.policy,
+            "opponent": theirs.policy,
+            "temperature": ours.temperature,
+            "split": ours.split,
+            **summarise(judgements(ours, theirs)),
+        }
+        for ours, theirs in ((sft, reference), (ppo, reference), (ppo, sft))
     ]
 
 
@@ -195,6 +231,22 @@ def reward_model_report(judges: Judges, ctx: Context, split: str) -> dict[str, A
     label = ctx.dirs["label"].manifest()
     report["bayes_accuracy"] = label.results.get("bayes_accuracy_valid") if label else None
     report["swap_accuracy"] = swap_accuracy(judges, ctx, ctx.data.demonstrations(split))
+    report["by_source"] = accuracy_by_source(judges, ctx, split)
+    return report
+
+
+def accuracy_by_source(judges: Judges, ctx: Context, split: str) -> list[dict[str, Any]]:
+    """Accuracy on the world's own comparisons, which the reward model never trained on: posts like
+    those of training, posts with held-out facts, and news; none on other data."""
+    files = ctx.data.comparison_files()
+    limits = ctx.config.data.model_copy(update={"overlong": "drop"})
+    report = []
+    for name in (split, f"{split}_heldout", "news"):
+        if name in files:
+            rows, _ = read_comparisons(files[name], ctx.codec, limits)
+            hits = sum(margin > 0 for margin in judges.reward.margins(rows))
+            found = share(hits, len(rows))
+            report.append({"name": name, "accuracy": found["rate"], **found})
     return report
 
 
@@ -239,7 +291,8 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     with ctx.progress("evaluate", total, "response") as bar:
         for split in splits:
             reference = reference_system(posts[split], split, judges, ctx)
-            systems.append(reference)
+            pieces = parts(split, posts[split], gold)
+            systems += [reference.part(name, index) for name, index in pieces.items()]
             for temperature in cfg.temperatures:
                 sampling = SamplingConfig(
                     temperature=temperature, response_length=cfg.response_length
@@ -256,24 +309,19 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
                         ticker=bar,
                     )
                     found[name] = judges.system(name, temperature, split, posts[split], drawn)
-                systems += found.values()
                 table += _table_rows(reference, found["sft"], found["ppo"])
                 for ours, theirs in (("sft", reference), ("ppo", reference), ("ppo", found["sft"])):
-                    rows = judgements(found[ours], theirs)
-                    judged += rows
-                    head = {
-                        "policy": ours,
-                        "opponent": theirs.policy,
-                        "temperature": temperature,
-                        "split": split,
-                    }
-                    win_rates.append({**head, **summarise(rows)})
-                if gold is not None:
-                    wrong.append(wrong_fact_difference(found["ppo"], found["sft"]))
+                    judged += judgements(found[ours], theirs)
+                for name, index in pieces.items():
+                    sft, ppo = (found[policy].part(name, index) for policy in POLICIES)
+                    systems += [sft, ppo]
+                    win_rates += compare(reference.part(name, index), sft, ppo)
+                    if gold is not None:
+                        wrong.append(wrong_fact_difference(ppo, sft))
     write_records(where.judgements, judged)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
     (where.path / "table.jsonl").write_text(lines, encoding="utf-8")
-    sft = ctx.dirs["sft"].manifest()
+    trained = ctx.dirs["sft"].manifest()
     return {
         "judge": cfg.judge,
         "split": cfg.split,
@@ -282,7 +330,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
         "win_rates": win_rates,
         "wrong_facts_ppo_minus_sft": wrong,
         "reward_model": reward_model_report(judges, ctx, cfg.split),
-        "copy": sft.results.get("copy") if sft else None,
+        "copy": trained.results.get("copy") if trained else None,
         "verdict": verdict_line(win_rates),
     }
 

@@ -128,15 +128,6 @@ def normalise(model: ScalarModel, ctx: Context) -> dict[str, float]:
     return {"shift": float(model.shift), "demonstration_std": float(scores.std())}
 
 
-def score_pairs(
-    model: ScalarModel, rows: list[Comparison], ctx: Context
-) -> list[tuple[float, float]]:
-    """Scores of the two responses of each comparison, in the comparison's order."""
-    samples = [Sample(row.id, row.query, text) for row in rows for text in row.responses]
-    scores = RewardScorer(model, ctx.codec).score(samples)
-    return list(zip(scores[::2], scores[1::2], strict=True))
-
-
 def gold_accuracy(
     rows: list[Comparison], scores: list[tuple[float, float]], gold: Gold
 ) -> dict[str, float]:
@@ -163,11 +154,11 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     if ctx.config.reward.normalise:
         results |= normalise(model, ctx)
     held = [row for row in comparisons if row.split != "train"]
-    scores = score_pairs(model, held, ctx)
-    chosen = [
+    scores = RewardScorer(model, ctx.codec).pairs(held)
+    margins = [
         pair[row.choice] - pair[1 - row.choice] for row, pair in zip(held, scores, strict=True)
     ]
-    results["validation"] = accuracy_report(held, chosen)
+    results["validation"] = accuracy_report(held, margins)
     gold = ctx.gold()
     results["validation"]["gold_accuracy"] = gold_accuracy(held, scores, gold) if gold else None
     model.save(where.model, ctx.codec.tokenizer)

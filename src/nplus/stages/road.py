@@ -27,7 +27,7 @@ VERSIONS = {
     "label": 3,
     "reward": 1,
     "ppo": 1,
-    "evaluate": 1,
+    "evaluate": 2,
 }
 """Raised when a stage's algorithm changes, so that old results are not taken for new ones."""
 

@@ -13,7 +13,7 @@ from nplus.data.tokens import Codec
 from nplus.data.world.facts import FactSheet
 from nplus.data.world.gold import GoldScore, GoldScorer
 from nplus.models.scalar import ScalarModel
-from nplus.records import Sample
+from nplus.records import Comparison, Sample
 
 
 def read_facts(path: Path) -> dict[str, FactSheet]:
@@ -57,3 +57,14 @@ class RewardScorer:
             for i, value in zip(picked, found, strict=True):
                 scores[i] = value
         return scores
+
+    def pairs(self, comparisons: Sequence[Comparison]) -> list[tuple[float, float]]:
+        """Scores of the two responses of each comparison, in the comparison's order."""
+        samples = [Sample(row.id, row.query, text) for row in comparisons for text in row.responses]
+        scores = self.score(samples)
+        return list(zip(scores[::2], scores[1::2], strict=True))
+
+    def margins(self, comparisons: Sequence[Comparison]) -> list[float]:
+        """Score of the chosen response minus that of the other."""
+        scored = zip(comparisons, self.pairs(comparisons), strict=True)
+        return [pair[row.choice] - pair[1 - row.choice] for row, pair in scored]
