@@ -58,7 +58,7 @@ def toy() -> RunConfig:
         label=LabelConfig(kind="world", pairs=24_000, valid_pairs=1_500),
         reward=RewardConfig(
             optim=OptimConfig(learning_rate=7e-4, warmup_steps=20),
-            batch=BatchConfig(batch_size=96, micro_batch_size=96),
+            batch=BatchConfig(batch_size=48, micro_batch_size=48),
             layout="shared",
         ),
         ppo=PPOConfig(
