@@ -20,8 +20,8 @@ from nplus.stages.context import Context
 from nplus.stages.copying import require_copying
 
 VERSIONS = {
-    "data": 1,
-    "pretrain": 1,
+    "data": 2,
+    "pretrain": 2,
     "sft": 1,
     "sample": 1,
     "label": 3,
