@@ -446,3 +446,17 @@ def test_ppo_broken_off_after_its_last_checkpoint_runs_to_the_same_end(
     assert_same_weights(weights(resumed), weights(whole))
     assert journal(resumed) == journal(whole)
     assert resumed.manifest().results == whole.manifest().results
+
+
+def test_scores_do_not_depend_on_sharing_the_query(finished):
+    stages = finished.stages()
+    codec = DataDir(stages["data"].data).codec()
+    model = ScalarModel.load(stages["reward"].model).eval()
+    comparisons = read_records(stages["label"].comparisons, Comparison)
+    apart = RewardScorer(model, codec, size=5).pairs(comparisons)
+    together = RewardScorer(model, codec, size=5, shared=True).pairs(comparisons)
+    assert len(apart) == len(comparisons)
+    for one, other, row in zip(apart, together, comparisons, strict=True):
+        assert other == pytest.approx(one, abs=1e-4)
+        alone = model.scores(*text_batch(codec, [(row.query, row.responses[1])]))
+        assert one[1] == pytest.approx(float(alone.detach()), abs=1e-4)

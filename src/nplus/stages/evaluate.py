@@ -14,7 +14,7 @@ from nplus.data.world.policies import minimal_swap
 from nplus.evaluation.accuracy import share
 from nplus.evaluation.automatic import rouge
 from nplus.evaluation.winrate import summarise
-from nplus.records import Demonstration, Judgement, Sample, write_records
+from nplus.records import Comparison, Demonstration, Judgement, Sample, write_records
 from nplus.runs import StageDir
 from nplus.seeding import stream
 from nplus.stages.context import Context
@@ -213,15 +213,14 @@ def swap_accuracy(
     """How often the reward model prefers a reference to itself with exactly one fact swapped."""
     if judges.gold is None:
         return None
-    originals, swapped = [], []
+    found = []
     for post in posts:
         dice = Dice(stream(ctx.seed, "swap", post.id))
-        found = minimal_swap(judges.gold.sheets[post.id], post.response, dice)
-        if found is not None:
-            originals.append(Sample(post.id, post.query, post.response))
-            swapped.append(Sample(post.id, post.query, found[0]))
-    scores = zip(judges.reward.score(originals), judges.reward.score(swapped), strict=True)
-    return share(sum(a > b for a, b in scores), len(originals))
+        swapped = minimal_swap(judges.gold.sheets[post.id], post.response, dice)
+        if swapped is not None:
+            texts = (post.response, swapped[0])
+            found.append(Comparison(post.id, post.query, texts, ("ref", "corrupt_swap"), choice=0))
+    return share(sum(margin > 0 for margin in judges.reward.margins(found)), len(found))
 
 
 def reward_model_report(judges: Judges, ctx: Context, split: str) -> dict[str, Any]:
@@ -278,7 +277,9 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     cfg = ctx.config.evaluate
     reward_model = ctx.scalar(ctx.dirs["reward"].model).eval()
     gold = ctx.gold() if cfg.judge == "gold" else None
-    judges = Judges(RewardScorer(reward_model, ctx.codec, size=cfg.micro_batch_size), gold)
+    shared = ctx.config.reward.layout == "shared"
+    scorer = RewardScorer(reward_model, ctx.codec, size=cfg.micro_batch_size, shared=shared)
+    judges = Judges(scorer, gold)
     splits = [s for s in (cfg.split, f"{cfg.split}_heldout") if s in ctx.data.splits()]
     posts = {split: ctx.data.demonstrations(split)[: cfg.max_rows] for split in splits}
     models = {name: ctx.policy(name).eval() for name in POLICIES}

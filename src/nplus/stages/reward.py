@@ -154,7 +154,8 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     if ctx.config.reward.normalise:
         results |= normalise(model, ctx)
     held = [row for row in comparisons if row.split != "train"]
-    scores = RewardScorer(model, ctx.codec).pairs(held)
+    shared = ctx.config.reward.layout == "shared"
+    scores = RewardScorer(model, ctx.codec, shared=shared).pairs(held)
     margins = [
         pair[row.choice] - pair[1 - row.choice] for row, pair in zip(held, scores, strict=True)
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from nplus.data.collate import WIDTH_MULTIPLE, text_batch
+from nplus.data.collate import WIDTH_MULTIPLE, pair_rows, shared_pair_batch, text_batch
 from nplus.data.tokens import Codec
 from nplus.data.world.facts import FactSheet
 from nplus.data.world.gold import GoldScore, GoldScorer
@@ -37,10 +37,15 @@ class Gold:
 
 
 class RewardScorer:
-    """A Bradley-Terry reward model read at the EOS of query + response (Detail D4)."""
+    """A Bradley-Terry reward model read at the EOS of query + response (Detail D4).
 
-    def __init__(self, model: ScalarModel, codec: Codec, *, size: int = 64) -> None:
-        self.model, self.codec, self.size = model, codec, size
+    `shared`: responses that are compared share one reading of their query.
+    """
+
+    def __init__(
+        self, model: ScalarModel, codec: Codec, *, size: int = 64, shared: bool = False
+    ) -> None:
+        self.model, self.codec, self.size, self.shared = model, codec, size, shared
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[float]:
@@ -58,11 +63,27 @@ class RewardScorer:
                 scores[i] = value
         return scores
 
+    @torch.no_grad()
     def pairs(self, comparisons: Sequence[Comparison]) -> list[tuple[float, float]]:
         """Scores of the two responses of each comparison, in the comparison's order."""
-        samples = [Sample(row.id, row.query, text) for row in comparisons for text in row.responses]
-        scores = self.score(samples)
-        return list(zip(scores[::2], scores[1::2], strict=True))
+        if not self.shared:
+            samples = [Sample(c.id, c.query, text) for c in comparisons for text in c.responses]
+            scores = self.score(samples)
+            return list(zip(scores[::2], scores[1::2], strict=True))
+        rows = pair_rows(self.codec, comparisons)
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].query), rows[i].query))
+        found = [(0.0, 0.0)] * len(rows)
+        for start in range(0, len(order), self.size):
+            picked = order[start : start + self.size]
+            batch = shared_pair_batch(
+                [rows[i] for i in picked], pad_id=self.codec.pad_id, multiple=WIDTH_MULTIPLE
+            )
+            better, worse = self.model.pair_scores(batch.to(self.model.device)).chunk(2)
+            for i, pair in zip(
+                picked, zip(better.tolist(), worse.tolist(), strict=True), strict=True
+            ):
+                found[i] = pair if comparisons[i].choice == 0 else pair[::-1]
+        return found
 
     def margins(self, comparisons: Sequence[Comparison]) -> list[float]:
         """Score of the chosen response minus that of the other."""
