@@ -31,7 +31,7 @@ def toy() -> RunConfig:
         data=DataConfig(
             max_query_tokens=224,
             max_response_tokens=36,
-            world=WorldConfig(pretrain=16_000, train=5_000),
+            world=WorldConfig(pretrain=15_000, train=5_000),
         ),
         tokenizer=TokenizerConfig(vocab_size=2048),
         model=ModelConfig(size="1M", attn_implementation="eager"),
@@ -60,6 +60,7 @@ def toy() -> RunConfig:
             optim=OptimConfig(learning_rate=7e-4, warmup_steps=20),
             batch=BatchConfig(batch_size=48, micro_batch_size=48),
             layout="shared",
+            normalise_rows=1_000,
         ),
         ppo=PPOConfig(
             total_episodes=24 * 64,
