@@ -43,7 +43,8 @@ def save_checkpoint(
     if target.exists():
         shutil.rmtree(target)
     aside.rename(target)
-    for old in folder.glob("step_*"):
+    # Unfinished folders are what killed processes left.
+    for old in [*folder.glob("step_*"), *folder.glob(".step_*.tmp")]:
         if old != target:
             shutil.rmtree(old)
     return target
