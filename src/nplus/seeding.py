@@ -81,15 +81,10 @@ def take(seed: int, name: str, n: int, start: int, count: int) -> np.ndarray:
     Detail E2: each pass holds every one of the `n` items once, in an order of its own. The
     cursor `start` is all the state there is: resuming needs nothing else.
     """
-    if start < 0 or count < 0:
-        raise ValueError(f"start and count are not negative: start={start}, count={count}")
-    if n < 1:
-        raise ValueError(f"cannot draw from {n} items")
-    first, last = start // n, -(-(start + count) // n)
-    passes = [epoch_order(seed, name, epoch, n) for epoch in range(first, last)]
-    if not passes:
+    orders = [epoch_order(seed, name, epoch, n) for epoch in _passes(n, start, count)]
+    if not orders:
         return np.empty(0, dtype=np.int64)
-    return np.concatenate(passes)[start - first * n :][:count]
+    return np.concatenate(orders)[start % n :][:count]
 
 
 def take_grouped(
@@ -100,15 +95,19 @@ def take_grouped(
     Each pass reshuffles the groups; a group may straddle two requests.
     """
     n = sum(map(len, groups))
+    items = [
+        item
+        for epoch in _passes(n, start, count)
+        for group in epoch_order(seed, name, epoch, len(groups))
+        for item in groups[group]
+    ]
+    return np.array(items, dtype=np.int64)[start % n :][:count]
+
+
+def _passes(n: int, start: int, count: int) -> range:
+    """The passes over `n` items that hold the items `start .. start+count`."""
     if start < 0 or count < 0:
         raise ValueError(f"start and count are not negative: start={start}, count={count}")
     if n < 1:
         raise ValueError(f"cannot draw from {n} items")
-    first, last = start // n, -(-(start + count) // n)
-    passes = [
-        item
-        for epoch in range(first, last)
-        for group in epoch_order(seed, name, epoch, len(groups))
-        for item in groups[group]
-    ]
-    return np.array(passes, dtype=np.int64)[start - first * n :][:count]
+    return range(start // n, -(-(start + count) // n))

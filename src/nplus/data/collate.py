@@ -160,13 +160,13 @@ def shared_pair_batch(
         lines.append(line)
         positions.append(place)
         segments.append(segment)
-    tokens_BT, mask_BT = _pad(lines, pad_id, multiple=multiple)
+    tokens_BT, _ = _pad(lines, pad_id, multiple=multiple)
     width = tokens_BT.shape[1]
     sides = [
         [ends[tuple(row.query), tuple(side)] for side in (row.chosen, row.rejected)] for row in rows
     ]
     return SharedPairBatch(
-        tokens_BT=tokens_BT.masked_fill(~mask_BT, 0),
+        tokens_BT=tokens_BT,
         positions_BT=_pad(positions, 0, multiple=multiple)[0],
         segments_BT=_pad(segments, -1, multiple=multiple)[0],
         ends_N2=torch.tensor([[at * width + end for at, end in pair] for pair in sides]),

@@ -61,13 +61,13 @@ def model_inputs(tokens_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
 
 
 def shared_inputs(model: PreTrainedModel, batch: SharedPairBatch) -> dict[str, Any]:
-    """Keyword arguments of a forward over responses that share their query; no cache."""
+    """Keyword arguments of a forward over responses that share a query: id 0 in padding, no cache."""
     sees_B1TT = batch.sees_BTT()[:, None]
     if model.config._attn_implementation != "sdpa":
         lowest = torch.finfo(model.dtype).min
         sees_B1TT = torch.zeros_like(sees_B1TT, dtype=model.dtype).masked_fill(~sees_B1TT, lowest)
     return {
-        "input_ids": batch.tokens_BT,
+        "input_ids": batch.tokens_BT.masked_fill(batch.segments_BT < 0, 0),
         "attention_mask": sees_B1TT,
         "position_ids": batch.positions_BT,
         "use_cache": False,

@@ -8,7 +8,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 ROTARY_PCT = 0.5
-"""Share of each head that rotates with position; Pythia has 0.25, a toy copies sooner with 1."""
+"""Share of each head that rotates; Pythia has 0.25, a toy learned soonest with a half."""
 MAX_POSITIONS = 512
 
 

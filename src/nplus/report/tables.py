@@ -169,7 +169,8 @@ def reward_line(evaluation: Mapping[str, Any]) -> str:
     if found.get("swap_accuracy"):
         text += f", and prefers the true fact over a swapped one on {span(found['swap_accuracy'])}"
     elsewhere = [
-        f"{span(g)} on {SPLITS.get(g['name'], g['name'])}" for g in found.get("by_source") or ()
+        f"{span(g, 'accuracy')} on {SPLITS.get(g['name'], g['name'])}"
+        for g in found.get("by_source") or ()
     ]
     if elsewhere:
         text += f". On comparisons of other writers it agrees with {', '.join(elsewhere)}"

@@ -155,6 +155,11 @@ def judgements(ours: System, theirs: System) -> list[Judgement]:
     ]
 
 
+def matches(reference: System, sft: System, ppo: System) -> tuple[tuple[System, System], ...]:
+    """Who is set against whom."""
+    return ((sft, reference), (ppo, reference), (ppo, sft))
+
+
 def compare(reference: System, sft: System, ppo: System) -> list[dict[str, Any]]:
     """Win rates of SFT against the references, PPO against them, and PPO against SFT."""
     return [
@@ -165,7 +170,7 @@ def compare(reference: System, sft: System, ppo: System) -> list[dict[str, Any]]
             "split": ours.split,
             **summarise(judgements(ours, theirs)),
         }
-        for ours, theirs in ((sft, reference), (ppo, reference), (ppo, sft))
+        for ours, theirs in matches(reference, sft, ppo)
     ]
 
 
@@ -245,7 +250,7 @@ def accuracy_by_source(judges: Judges, ctx: Context, split: str) -> list[dict[st
             rows, _ = read_comparisons(files[name], ctx.codec, limits)
             hits = sum(margin > 0 for margin in judges.reward.margins(rows))
             found = share(hits, len(rows))
-            report.append({"name": name, "accuracy": found["rate"], **found})
+            report.append({"name": name, "accuracy": found.pop("rate"), **found})
     return report
 
 
@@ -311,8 +316,8 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
                     )
                     found[name] = judges.system(name, temperature, split, posts[split], drawn)
                 table += _table_rows(reference, found["sft"], found["ppo"])
-                for ours, theirs in (("sft", reference), ("ppo", reference), ("ppo", found["sft"])):
-                    judged += judgements(found[ours], theirs)
+                for ours, theirs in matches(reference, found["sft"], found["ppo"]):
+                    judged += judgements(ours, theirs)
                 for name, index in pieces.items():
                     sft, ppo = (found[policy].part(name, index) for policy in POLICIES)
                     systems += [sft, ppo]

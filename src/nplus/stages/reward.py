@@ -19,7 +19,7 @@ from nplus.runs import StageDir
 from nplus.seeding import take_grouped
 from nplus.stages.compute import forward_precision
 from nplus.stages.context import Context
-from nplus.stages.scorers import Gold, RewardScorer
+from nplus.stages.scorers import Gold, RewardScorer, margins
 from nplus.training.checkpoint import resume, save_checkpoint
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import update
@@ -156,10 +156,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     held = [row for row in comparisons if row.split != "train"]
     shared = ctx.config.reward.layout == "shared"
     scores = RewardScorer(model, ctx.codec, shared=shared).pairs(held)
-    margins = [
-        pair[row.choice] - pair[1 - row.choice] for row, pair in zip(held, scores, strict=True)
-    ]
-    results["validation"] = accuracy_report(held, margins)
+    results["validation"] = accuracy_report(held, margins(held, scores))
     gold = ctx.gold()
     results["validation"]["gold_accuracy"] = gold_accuracy(held, scores, gold) if gold else None
     model.save(where.model, ctx.codec.tokenizer)

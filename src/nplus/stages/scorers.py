@@ -87,5 +87,10 @@ class RewardScorer:
 
     def margins(self, comparisons: Sequence[Comparison]) -> list[float]:
         """Score of the chosen response minus that of the other."""
-        scored = zip(comparisons, self.pairs(comparisons), strict=True)
-        return [pair[row.choice] - pair[1 - row.choice] for row, pair in scored]
+        return margins(comparisons, self.pairs(comparisons))
+
+
+def margins(comparisons: Sequence[Comparison], pairs: Sequence[tuple[float, float]]) -> list[float]:
+    """Of scored comparisons, the score of the chosen response minus that of the other."""
+    scored = zip(comparisons, pairs, strict=True)
+    return [pair[row.choice] - pair[1 - row.choice] for row, pair in scored]
