@@ -61,7 +61,7 @@ def model_inputs(tokens_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
 
 
 def shared_inputs(model: PreTrainedModel, batch: SharedPairBatch) -> dict[str, Any]:
-    """Keyword arguments of a forward over responses that share a query: id 0 in padding, no cache."""
+    """Keyword arguments of a forward over responses that share a query; id 0 in padding."""
     sees_B1TT = batch.sees_BTT()[:, None]
     if model.config._attn_implementation != "sdpa":
         lowest = torch.finfo(model.dtype).min
