@@ -2,6 +2,7 @@
 
 from nplus.config.base import Config
 from nplus.config.data import DataConfig, TokenizerConfig, WorldConfig
+from nplus.config.dpo import DPOConfig
 from nplus.config.model import ComputeConfig, ModelConfig
 from nplus.config.optim import BatchConfig, OptimConfig
 from nplus.config.ppo import PPOConfig
@@ -20,6 +21,7 @@ __all__ = [
     "BatchConfig",
     "ComputeConfig",
     "Config",
+    "DPOConfig",
     "DataConfig",
     "EvaluateConfig",
     "LabelConfig",

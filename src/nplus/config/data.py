@@ -46,13 +46,24 @@ class DataConfig(Config):
     """Query template naming columns in braces (Detail A2); None picks by the columns."""
     cut_field: str | None = None
     """The column that truncation shortens (Detail A3), as `post`; None picks by the template."""
+    truncation: Literal["paragraph", "tokens", "filter"] = "paragraph"
+    """What happens to a longer query: cut by paragraph, then by character (Detail A3); cut hard
+    after so many tokens, cue and all; or left out of the data (TRL)."""
+    query_padding: Literal["pad", "spaces"] = "pad"
+    """Left padding of prompts: masked PAD, or attended spaces to the full width, as OpenAI did
+    (Detail A4)."""
+    join: Literal["ids", "text"] = "ids"
+    """How query and response meet: as ids, or as one text without outer spaces that is tokenised
+    again, as in the paper's code (Detail A5)."""
+    leading_space: bool = True
+    """One space before every response (Detail A6)."""
     max_query_tokens: int = Field(512, ge=8)
-    """Longest query in tokens; longer ones are cut by paragraph, then by character (Detail A3)."""
+    """Longest query in tokens; see `truncation` for longer ones (Detail A3)."""
     max_response_tokens: int = Field(53, ge=2)
     """Longest reference in tokens, EOS included: a longer one is an error or dropped (Detail
     A8)."""
-    overlong: Literal["error", "drop"] = "error"
-    """What to do with a row whose response would lose its EOS (Detail A8)."""
+    overlong: Literal["error", "drop", "cut"] = "error"
+    """What to do with a row whose response is longer (Detail A8); `cut` loses its EOS."""
     max_rows: int | None = None
     """Use only the first rows of the training split."""
     valid_fraction: float = Field(0.1, gt=0, lt=1)
@@ -67,3 +78,5 @@ class TokenizerConfig(Config):
     """Train a byte-level BPE of this size on the world's texts; None takes the model's own."""
     pad_token: str = "[PAD]"
     """PAD, distinct from EOS (Detail A7)."""
+    distinct_pad: bool = True
+    """False pads with EOS after pretraining: every EOS is then masked (Detail A7)."""

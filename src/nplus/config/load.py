@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from nplus.config.base import Config
+from nplus.config.profiles import PROFILES, profile_tree
 from nplus.config.run import RunConfig
 from nplus.records import InputError
 
@@ -53,7 +54,7 @@ def load_config(
     """
     layers = [(str(config_file), _read_yaml(config_file))] if config_file else []
     layers += [(f"--set {text}", _parse_set(text)) for text in sets]
-    merged = recipe_config.model_dump()
+    merged = _with_profile(recipe_config.model_dump(), [tree for _, tree in layers])
     problems: list[str] = []
     for source, tree in layers:
         if isinstance(tree.get("data"), str):
@@ -73,6 +74,15 @@ def load_config(
     if problems:
         raise InputError(_listed(problems))
     return config
+
+
+def _with_profile(base: Tree, layers: Sequence[Tree]) -> Tree:
+    """`base` under the last profile that the layers name; whatever else they set still wins."""
+    named = [tree["ppo"].get("profile") for tree in layers if isinstance(tree.get("ppo"), dict)]
+    chosen = next((name for name in reversed(named) if name is not None), None)
+    if not isinstance(chosen, str) or chosen not in PROFILES:
+        return base  # validation names the known ones
+    return _merge(base, {"ppo": profile_tree(chosen)})
 
 
 def dump_yaml(config: Config) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from nplus.config.base import Config
 
 ToySize = Literal["0.3M", "1M", "4M", "12M"]
@@ -25,6 +27,11 @@ class ModelConfig(Config):
     """Parameter type."""
     attn_implementation: Literal["eager", "sdpa"] = "sdpa"
     """Attention kernel of transformers."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of every dropout of every trained model (Detail B1: 0)."""
+    positions: Literal["real", "slots"] = "real"
+    """Position ids of training forwards: count real tokens, or count slots, left padding included,
+    as in the paper's code (Detail B6)."""
 
 
 class ComputeConfig(Config):

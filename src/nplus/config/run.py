@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from nplus.config.base import Config
 from nplus.config.data import DataConfig, TokenizerConfig
+from nplus.config.dpo import DPOConfig
 from nplus.config.model import ComputeConfig, ModelConfig
 from nplus.config.ppo import PPOConfig
 from nplus.config.stages import (
@@ -37,12 +38,14 @@ class RunConfig(Config):
     label: LabelConfig = LabelConfig()
     reward: RewardConfig = RewardConfig()
     ppo: PPOConfig = PPOConfig()
+    dpo: DPOConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def stage_names(self) -> tuple[str, ...]:
         """The stages this run has, in order."""
-        names = ("data", "pretrain", "sft", "sample", "label", "reward", "ppo", "evaluate")
-        absent = {name for name in ("pretrain", "sample") if getattr(self, name) is None}
+        names = ("data", "pretrain", "sft", "sample", "label", "reward", "ppo")
+        names += ("dpo", "evaluate")
+        absent = {name for name in ("pretrain", "sample", "dpo") if getattr(self, name) is None}
         return tuple(name for name in names if name not in absent)
 
     @model_validator(mode="after")

@@ -70,11 +70,20 @@ class RewardConfig(Config):
     epochs: int = Field(1, ge=1)
     optim: OptimConfig = OptimConfig()
     batch: BatchConfig = BatchConfig(batch_size=64, micro_batch_size=8)
+    init: Literal["sft", "base"] = "sft"
+    """Whose trunk it starts from: the SFT policy's or the base model's (Detail D1)."""
+    head_init: Literal["normal", "uniform", "zero"] = "normal"
+    """Head weights: N(0, 1/(hidden + 1)) (Detail D2), torch's default for linear layers, or 0."""
+    read_at: Literal["eos", "before_eos"] = "eos"
+    """The token whose output is the score (Detail D4); `before_eos` is a known mistake."""
+    center_rewards_coefficient: float = Field(0.0, ge=0)
+    """Weight of the squared sum of a pair's scores, which keeps them around 0 (Detail D3; TRL)."""
     layout: Literal["separate", "shared"] = "separate"
     """`separate`: two sequences a pair, pairs in random order, as in the paper. `shared`: the pairs
     of a query stand side by side and read it once; the same scores for less work."""
-    normalise: bool = True
-    """Detail D5: shift the scores so that training demonstrations average 0."""
+    normalise: Literal["mean", "mean_std", "none"] = "mean"
+    """Detail D5: shift the scores so that training demonstrations average 0; `mean_std` also scales
+    them to a standard deviation of 1 (OpenAI 2019)."""
     normalise_rows: int = Field(2_000, ge=1)
     """At most this many demonstrations for the shift; the paper takes all."""
     save_steps: int = Field(0, ge=0)
@@ -92,5 +101,15 @@ class EvaluateConfig(Config):
     max_rows: int | None = Field(None, ge=1)
     """Judge only the first posts."""
     micro_batch_size: int = Field(128, ge=1)
+    use_stemmer: bool = False
+    """ROUGE on word stems; the paper compares words as they are (Detail C3)."""
+    length_bins: int = Field(10, ge=2)
+    """Quantile bins of the length ratio in the length-controlled comparison (Detail H3)."""
+    calibration_width: float = Field(0.5, gt=0)
+    """Width of the reward model's calibration bins, in score (Detail D8)."""
+    token_view_rows: int = Field(6, ge=0)
+    """Responses shown token by token: what alignment changed (Detail H5)."""
+    token_view_top: int = Field(4, ge=2)
+    """How many of the base model's first choices count as marginal (Detail H5)."""
     judge: Literal["gold", "reward"] = "gold"
     """`gold`: the world's scorer; `reward`: the reward model, for text without a gold scorer."""
