@@ -1,8 +1,9 @@
 """Configuration: frozen pydantic models, one file per component; imports no torch."""
 
 from nplus.config.base import Config
-from nplus.config.data import DataConfig, TokenizerConfig, WorldConfig
+from nplus.config.data import ComparisonsConfig, DataConfig, TokenizerConfig, WorldConfig
 from nplus.config.dpo import DPOConfig
+from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
 from nplus.config.optim import BatchConfig, OptimConfig
 from nplus.config.ppo import PPOConfig
@@ -19,11 +20,13 @@ from nplus.config.stages import (
 
 __all__ = [
     "BatchConfig",
+    "ComparisonsConfig",
     "ComputeConfig",
     "Config",
     "DPOConfig",
     "DataConfig",
     "EvaluateConfig",
+    "JudgeConfig",
     "LabelConfig",
     "ModelConfig",
     "OptimConfig",

@@ -32,6 +32,27 @@ class WorldConfig(Config):
     """Articles of the second domain (plays CNN/DM), evaluation only."""
 
 
+class ComparisonsConfig(Config):
+    """Labelled comparisons, for `label.kind=data`; lengths in tokens, EOS included (Detail A8).
+
+    Nothing is cut but a query: a longer row is an error, or dropped, as `data.overlong` says.
+    """
+
+    data: str | None = None
+    """Comparisons in OpenAI's schema, or with `prompt` or `query`, `chosen` and `rejected`: a file,
+    a folder or a hub dataset name (Detail A1)."""
+    max_response_tokens: int | None = Field(None, ge=2)
+    """Longest response; None has no limit. 169 in the paper's data."""
+    max_length: int | None = Field(None, ge=10)
+    """Longest query and response together; None has no limit. 638 in the paper's data."""
+    max_news_query_tokens: int = Field(1919, ge=8)
+    """Longest query of a news article (CNN/DM); longer ones are cut (Detail A3)."""
+    max_news_response_tokens: int | None = Field(None, ge=2)
+    """The same as `max_response_tokens`, for news: 155 in the paper's data."""
+    max_news_length: int | None = Field(None, ge=10)
+    """The same as `max_length`, for news: 2021 in the paper's data."""
+
+
 class DataConfig(Config):
     """A dataset and its template."""
 
@@ -62,6 +83,9 @@ class DataConfig(Config):
     max_response_tokens: int = Field(53, ge=2)
     """Longest reference in tokens, EOS included: a longer one is an error or dropped (Detail
     A8)."""
+    max_length: int | None = Field(None, ge=10)
+    """Longest query and reference together, EOS included; None has no limit. 562 in the paper's
+    data (Detail A8)."""
     overlong: Literal["error", "drop", "cut"] = "error"
     """What to do with a row whose response is longer (Detail A8); `cut` loses its EOS."""
     max_rows: int | None = None
@@ -69,6 +93,8 @@ class DataConfig(Config):
     valid_fraction: float = Field(0.1, gt=0, lt=1)
     """For a single file: share of rows, by hash of the id, set aside for validation, and again
     for test."""
+    comparisons: ComparisonsConfig = ComparisonsConfig()
+    """What a reward model learns from where `label.kind=data`."""
 
 
 class TokenizerConfig(Config):

@@ -40,13 +40,16 @@ class RunConfig(Config):
     ppo: PPOConfig = PPOConfig()
     dpo: DPOConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
+    until: str | None = None
+    """The last stage; None runs all."""
 
     def stage_names(self) -> tuple[str, ...]:
         """The stages this run has, in order."""
-        names = ("data", "pretrain", "sft", "sample", "label", "reward", "ppo")
-        names += ("dpo", "evaluate")
+        # DPO stands before what it does not need, so that a run can end there.
+        names = ("data", "pretrain", "sft", "sample", "label", "dpo", "reward", "ppo", "evaluate")
         absent = {name for name in ("pretrain", "sample", "dpo") if getattr(self, name) is None}
-        return tuple(name for name in names if name not in absent)
+        there = tuple(name for name in names if name not in absent)
+        return there[: there.index(self.until) + 1] if self.until in there else there
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -72,6 +75,17 @@ class RunConfig(Config):
                     f"{given}: only the embedded world (data.source=world) has the facts for it; "
                     f"set {mends}, or start from the recipe `real`"
                 )
+        if (self.label.kind == "data") != bool(self.data.comparisons.data):
+            raise ValueError(
+                f"label.kind={self.label.kind} with data.comparisons.data="
+                f"{self.data.comparisons.data}: name the comparisons in data.comparisons.data and "
+                "set label.kind=data, or neither"
+            )
+        if self.until is not None and self.until != self.stage_names()[-1]:
+            raise ValueError(
+                f"until={self.until}: not a stage of this run; name one of "
+                f"{', '.join(self.stage_names())}"
+            )
         lengths = {
             "ppo.sampling.response_length": self.ppo.sampling.response_length,
             "evaluate.response_length": self.evaluate.response_length,

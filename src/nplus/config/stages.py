@@ -55,13 +55,14 @@ class SampleConfig(Config):
 class LabelConfig(Config):
     """Builds comparisons."""
 
-    kind: Literal["world", "contrast"] = "world"
+    kind: Literal["world", "contrast", "data"] = "world"
     """`world`: simulated labellers compare policies; `contrast`: the author's TL;DR
-    against another post's and against a shuffled one."""
+    against another post's and against a shuffled one; `data`: people's, from
+    `data.comparisons`."""
     pairs: int = Field(8_000, ge=1)
-    """Training comparisons."""
+    """Training comparisons; of `data`, at most so many, drawn by the seed."""
     valid_pairs: int = Field(1_000, ge=1)
-    """Validation comparisons."""
+    """Validation comparisons; of `data`, at most so many of each kind of text."""
 
 
 class RewardConfig(Config):
