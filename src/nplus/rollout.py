@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 from nplus.batches import Generation, PromptBatch, Rollout, ValuedRollout
 from nplus.config import SamplingConfig
 from nplus.engines.protocol import Engine
+from nplus.models.critic import SharedCritic
 from nplus.models.lm import response_logprobs
 from nplus.models.scalar import ScalarModel
 from nplus.ops.responses import contains_eos, value_mask_BR
 
+Critic = ScalarModel | SharedCritic
 ScoreFn = Callable[[Generation], Tensor]
 
 
@@ -23,7 +25,9 @@ def _in_pieces(fn: Callable[[Generation], Tensor], generation: Generation, size:
 
 
 @torch.no_grad()
-def logprobs_of(model: torch.nn.Module, generation: Generation, temperature: float) -> Tensor:
+def logprobs_of(
+    model: torch.nn.Module, generation: Generation, temperature: float | None
+) -> Tensor:
     """[B, R] tempered log-probs of the sampled tokens by a full forward (details E5, E6)."""
     tokens_BT, mask_BT = generation.sequences()
     width = generation.tokens_BR.shape[1]
@@ -67,6 +71,11 @@ def trimmed(generation: Generation) -> Generation:
     )
 
 
+def untruncated(generation: Generation) -> Generation:
+    """What follows EOS counts too (the alternative to Detail E7)."""
+    return replace(generation, response_mask_BR=torch.ones_like(generation.response_mask_BR))
+
+
 def collect(
     engine: Engine,
     prompts: PromptBatch,
@@ -79,20 +88,25 @@ def collect(
     eos_id: int,
     size: int,
     old_logprobs: str = "trainer",
+    tempered: Collection[str] = ("old", "reference"),
+    stop_token: str = "eos",
 ) -> Rollout:
     """Sample one response per prompt row and score it.
 
     Detail E6: old log-probs come from a forward of the training path (`trainer`) or are the
-    sampler's.
+    sampler's. Detail E5: both they and the reference's are tempered, unless left out of `tempered`.
+    Detail E7: `stop_token="none"` scores and keeps what follows EOS.
     """
-    generation = trimmed(generate(engine, prompts, sampling, noise_BR, size=size))
+    generation = generate(engine, prompts, sampling, noise_BR, size=size)
+    generation = trimmed(generation) if stop_token == "eos" else untruncated(generation)
+    heat = {
+        name: sampling.temperature if name in tempered else None for name in ("old", "reference")
+    }
     if old_logprobs == "trainer":
-        old_BR = _in_pieces(
-            lambda g: logprobs_of(policy, g, sampling.temperature), generation, size
-        )
+        old_BR = _in_pieces(lambda g: logprobs_of(policy, g, heat["old"]), generation, size)
     else:
         old_BR = generation.logprobs_BR.masked_fill(~generation.response_mask_BR, 0.0)
-    ref_BR = _in_pieces(lambda g: logprobs_of(reference, g, sampling.temperature), generation, size)
+    ref_BR = _in_pieces(lambda g: logprobs_of(reference, g, heat["reference"]), generation, size)
     return Rollout(
         generation=generation,
         logprobs_BR=old_BR,
@@ -103,7 +117,7 @@ def collect(
 
 
 @torch.no_grad()
-def add_values(rollout: Rollout, critic: ScalarModel, *, size: int) -> ValuedRollout:
+def add_values(rollout: Rollout, critic: Critic, *, size: int) -> ValuedRollout:
     """The critic's value of every state, on the untruncated text (details E3, F1)."""
     generation = rollout.generation
     mask_BR = value_mask_BR(generation.response_mask_BR)

@@ -121,7 +121,9 @@ def test_optional_reward_whitening():
 
 def test_score_on_the_eos_takes_the_value_after_it_away():
     # Detail F4: the self-consistent alternative.
-    batch, _ = credit(PPOConfig(score_step="eos", whiten_advantages=False))
+    batch, _ = credit(
+        PPOConfig(score_step="eos", value_mask="response", whiten_advantages=False)
+    )
     near(batch.advantages_BR[0], [1.19795, 1.061, 0.58, 0, 0])
     assert torch.equal(batch.value_mask_BR, batch.response_mask_BR)
 
@@ -159,7 +161,7 @@ def test_without_the_penalty_the_raw_score_stays():
 
 
 def test_another_penalty_is_another_score():
-    cfg = PPOConfig(missing_eos_penalty=-2.5, gamma=0.0, whiten_advantages=False)
+    cfg = PPOConfig(missing_eos_penalty=2.5, gamma=0.0, whiten_advantages=False)
     batch, _ = credit(cfg, values=torch.zeros(3, 5, dtype=torch.float64))
     near(batch.returns_BR[2, -1], -2.5 - 0.005)
 

@@ -166,6 +166,7 @@ def test_sft_learns_eight_rows_by_heart(
         optim=OptimConfig(learning_rate=5e-3),
         batch=ctx.config.sft.batch.model_copy(update={"batch_size": 8, "micro_batch_size": 8}),
         save_steps=0,
+        pad_id=PAD,
         loss_on="response",
     )
     losses = [row["metrics"]["loss/train"] for row in where.journal_rows()]

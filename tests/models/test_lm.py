@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT
 
 from nplus.config.model import ModelConfig
 from nplus.models.lm import (
-    disable_dropout,
+    set_dropout,
     load_causal_lm,
     model_source,
     position_ids,
@@ -140,7 +140,7 @@ def test_two_training_forwards_are_bit_identical(attn):
     model = GPT2LMHeadModel._from_config(config, attn_implementation=attn).train()
     ids = torch.tensor([TEXT])
     assert not torch.equal(model(ids).logits, model(ids).logits)
-    disable_dropout(model)
+    set_dropout(model, 0.0)
     assert torch.equal(model(ids).logits, model(ids).logits)
     assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.0, 0.0, 0.0)
 

@@ -13,6 +13,7 @@ from nplus.ops.losses import (
     dpo,
     ppo_policy_loss,
     ppo_value_loss,
+    robust_loss,
     target_mask,
 )
 
@@ -112,9 +113,20 @@ def test_dpo_at_equal_policies(kind):
     # Detail D9: accuracy exactly 0 by the strict comparison.
     chosen, rejected = torch.tensor([-20.0, -3.0]), torch.tensor([-22.0, -7.0])
     result = dpo(chosen, rejected, chosen, rejected, beta=0.05, kind=kind)
-    expected = {"sigmoid": math.log(2), "ipo": 100.0, "hinge": 1.0}[kind]
+    expected = {"sigmoid": math.log(2), "robust": math.log(2), "ipo": 100.0, "hinge": 1.0}[kind]
     assert result.loss_N.tolist() == pytest.approx([expected] * 2)
     assert not result.correct_N.any()
+
+
+def test_robust_loss_forgets_flipped_labels():
+    # Chowdhury et al. 2024: over labels flipped with probability e it averages to the clean loss.
+    e, h = 0.2, torch.tensor([3.0, -1.0])
+    noisy = (1 - e) * robust_loss(h, beta=0.5, label_smoothing=e) + e * robust_loss(
+        -h, beta=0.5, label_smoothing=e
+    )
+    assert noisy.tolist() == pytest.approx([math.log(1 + math.exp(-0.5 * x)) for x in (3.0, -1.0)])
+    with pytest.raises(ValueError, match="1/2"):
+        robust_loss(h, beta=0.5, label_smoothing=0.5)
 
 
 def test_dpo_gradient_raises_chosen_and_lowers_rejected():

@@ -131,7 +131,7 @@ def test_scalar_models_load_with_plain_transformers_and_score_alike(finished, st
     tokens, mask = text_batch(codec, texts)
     with torch.no_grad():
         # transformers reads the last token that is not PAD, the EOS (Detail D4).
-        expected = plain(**model_inputs(tokens, mask) | {"input_ids": tokens}).logits[:, 0]
+        expected = plain(**model_inputs(plain, tokens, mask) | {"input_ids": tokens}).logits[:, 0]
         found = ours.scores(tokens, mask)
     torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-4)
     samples = [Sample(str(i), query, text) for i, (query, text) in enumerate(texts)]

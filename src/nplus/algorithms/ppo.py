@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,39 +16,86 @@ from nplus.ops.losses import ppo_policy_loss, ppo_value_loss
 from nplus.ops.masking import Moments, masked_moments, whiten
 from nplus.ops.returns import gae, missing_eos, token_rewards
 
+Reduction = Callable[[Tensor], Tensor]
 
-def _over_ranks(moments: Moments, all_sum: Callable[[Tensor], Tensor]) -> Moments:
+
+class KLController(torch.nn.Module):
+    """The KL coefficient beta: fixed as in the paper (Detail F3), or steered to a target.
+
+    Steered as in Ziegler et al. 2019, section 2.2: after n episodes of mean KL k, beta grows by the
+    factor `1 + clip(k / target - 1, -0.2, 0.2) * n / horizon`. A module, so that checkpoints hold
+    it.
+    """
+
+    coefficient: Tensor
+
+    def __init__(self, coefficient: float, *, target: float | None, horizon: int) -> None:
+        super().__init__()
+        self.target, self.horizon = target, horizon
+        self.register_buffer("coefficient", torch.tensor(coefficient, dtype=torch.float64))
+
+    @property
+    def value(self) -> float:
+        return float(self.coefficient)
+
+    def observe(self, kl: float, episodes: int) -> None:
+        """Take in the mean KL, in nats a response, of `episodes` responses."""
+        if self.target is not None:
+            error = min(max(kl / self.target - 1.0, -0.2), 0.2)
+            self.coefficient *= 1.0 + error * episodes / self.horizon
+
+
+def _moments(values_BR: Tensor, mask_BR: Tensor, cfg: PPOConfig, all_sum: Reduction) -> Moments:
+    """Detail F7: over all ranks, or this rank's alone."""
+    moments = masked_moments(values_BR, mask_BR)
+    if cfg.whitening_scope == "rank":
+        return moments
     return Moments(*all_sum(torch.stack(list(moments))).unbind())
 
 
 def credit(
-    valued: ValuedRollout, cfg: PPOConfig, all_sum: Callable[[Tensor], Tensor] = lambda x: x
+    valued: ValuedRollout,
+    cfg: PPOConfig,
+    all_sum: Reduction = lambda x: x,
+    *,
+    kl_coef: float | None = None,
 ) -> tuple[PPOBatch, dict[str, Metric]]:
-    """Scores, KL and values become advantages and returns (details E8, F3 to F7).
+    """Scores, KL and values become advantages and returns (details E8, F2 to F7).
 
-    Whitening takes its moments over the whole rollout batch of all ranks (profile `nplus`).
+    `kl_coef` replaces `cfg.kl_coef` where a controller steers it. With `whitening_scope=minibatch`
+    the advantages are still raw: `whitened` comes later.
     """
     rollout, mask_BR = valued.rollout, valued.rollout.generation.response_mask_BR
+    kl_coef = cfg.kl_coef if kl_coef is None else kl_coef
     kl_BR = kl_per_token(
-        rollout.logprobs_BR, rollout.ref_logprobs_BR, mask_BR, estimator=cfg.kl_estimator
+        rollout.logprobs_BR,
+        rollout.ref_logprobs_BR,
+        mask_BR,
+        estimator=cfg.kl_estimator,
+        clamp=cfg.kl_clamp,
     )
     scores_B = rollout.scores_B
     if cfg.missing_eos_penalty is not None:
-        scores_B = missing_eos(scores_B, rollout.has_eos_B, penalty=-cfg.missing_eos_penalty)
-    rewards_BR = token_rewards(
-        scores_B, kl_BR, mask_BR, kl_coef=cfg.kl_coef, score_step=cfg.score_step
-    )
-    value_mask_BR = valued.value_mask_BR if cfg.score_step == "after_eos" else mask_BR
+        scores_B = missing_eos(
+            scores_B, rollout.has_eos_B, penalty=cfg.missing_eos_penalty, mode=cfg.missing_eos
+        )
+    rewards_BR = token_rewards(scores_B, kl_BR, mask_BR, kl_coef=kl_coef, score_step=cfg.score_step)
+    value_mask_BR = valued.value_mask_BR if cfg.value_mask == "extra_slot" else mask_BR
     if cfg.whiten_rewards:
-        moments = _over_ranks(masked_moments(rewards_BR, value_mask_BR), all_sum)
-        rewards_BR = whiten(rewards_BR, value_mask_BR, moments, shift_mean=False)
+        # Detail F6 whitens where rewards are: after EOS too if the score lands there.
+        paid_BR = valued.value_mask_BR if cfg.score_step == "after_eos" else mask_BR
+        rewards_BR = whiten(
+            rewards_BR,
+            paid_BR,
+            _moments(rewards_BR, paid_BR, cfg, all_sum),
+            unbiased=cfg.whitening_variance == "unbiased",
+            shift_mean=False,
+            eps_mode=cfg.whitening_eps,
+        )
     values_BR = valued.values_BR.masked_fill(~value_mask_BR, 0.0)
     advantages_BR, returns_BR = gae(rewards_BR, values_BR, gamma=cfg.gamma, lam=cfg.lam)
-    metrics = _rollout_metrics(valued, kl_BR, scores_B, cfg.kl_coef)
+    metrics = _rollout_metrics(valued, kl_BR, scores_B, kl_coef, cfg.sampling.response_length)
     metrics |= explained_variance(values_BR, returns_BR, value_mask_BR)
-    if cfg.whiten_advantages:
-        moments = _over_ranks(masked_moments(advantages_BR, mask_BR), all_sum)
-        advantages_BR = whiten(advantages_BR, mask_BR, moments)
     tokens_BT, mask_BT = rollout.generation.sequences()
     batch = PPOBatch(
         tokens_BT=tokens_BT,
@@ -60,14 +108,36 @@ def credit(
         advantages_BR=advantages_BR.masked_fill(~mask_BR, 0.0),
         returns_BR=returns_BR,
     )
+    if cfg.whiten_advantages and cfg.whitening_scope != "minibatch":
+        batch = whitened(batch, cfg, all_sum)
     return batch, metrics
 
 
+def whitened(batch: PPOBatch, cfg: PPOConfig, all_sum: Reduction = lambda x: x) -> PPOBatch:
+    """The batch with its advantages whitened over itself (Detail F7).
+
+    The paper whitens a process's rollout batch, profile `nplus` that of all processes, OpenAI 2019
+    each minibatch of the update.
+    """
+    mask_BR = batch.response_mask_BR
+    white_BR = whiten(
+        batch.advantages_BR,
+        mask_BR,
+        _moments(batch.advantages_BR, mask_BR, cfg, all_sum),
+        unbiased=cfg.whitening_variance == "unbiased",
+        shift_mean=not cfg.whitening_keeps_mean,
+        eps_mode=cfg.whitening_eps,
+    )
+    return replace(batch, advantages_BR=white_BR)
+
+
 def _rollout_metrics(
-    valued: ValuedRollout, kl_BR: Tensor, scores_B: Tensor, kl_coef: float
+    valued: ValuedRollout, kl_BR: Tensor, scores_B: Tensor, kl_coef: float, slots: int
 ) -> dict[str, Metric]:
+    """`slots` is the response length: the paper's entropy counts each slot after EOS as -1 (Q5)."""
     rollout, mask_BR = valued.rollout, valued.rollout.generation.response_mask_BR
     kl_B = kl_BR.sum(1)
+    surprise_B = -rollout.logprobs_BR.masked_fill(~mask_BR, 0.0).sum(1)
     return {
         "objective/kl": Mean.of(kl_B),
         "objective/kl_per_token": Mean.of(kl_BR, mask_BR),
@@ -75,7 +145,8 @@ def _rollout_metrics(
         "objective/scores_penalised": Mean.of(scores_B),
         "objective/non_score_reward": Mean.of(-kl_coef * kl_B),
         "objective/rlhf_reward": Mean.of(scores_B - kl_coef * kl_B),
-        "objective/entropy": Mean.of(-rollout.logprobs_BR.masked_fill(~mask_BR, 0.0).sum(1)),
+        "objective/entropy": Mean.of(surprise_B),
+        "objective/entropy_reference": Mean.of(surprise_B - (slots - mask_BR.sum(1))),
         "val/eos_rate": Mean.of(rollout.has_eos_B),
         "val/response_length": Mean.of(mask_BR.sum(1)),
     }
@@ -99,10 +170,21 @@ def counts(batch: PPOBatch) -> dict[str, float]:
 def objective(
     logprobs_BR: Tensor, entropy_BR: Tensor, values_BR: Tensor, batch: PPOBatch, cfg: PPOConfig
 ) -> Objective:
-    """Clipped policy loss plus `vf_coef` times the clipped value loss (details G2, G3, G5)."""
+    """Clipped policy loss plus `vf_coef` times the clipped value loss (details G2, G3, G5).
+
+    Metrics named `*_reference` average over every slot of the response length, masked ones
+    included, as the paper's code does (Q5); the others over the mask.
+    """
     mask_BR, value_mask_BR = batch.response_mask_BR, batch.value_mask_BR
     policy = ppo_policy_loss(
-        logprobs_BR, batch.old_logprobs_BR, batch.advantages_BR, mask_BR, clip=cfg.cliprange
+        logprobs_BR,
+        batch.old_logprobs_BR,
+        batch.advantages_BR,
+        mask_BR,
+        clip=cfg.cliprange,
+        clip_high=cfg.cliprange_high,
+        dual_clip=cfg.dual_clip,
+        log_ratio_clamp=cfg.log_ratio_clamp,
     )
     value = ppo_value_loss(
         values_BR, batch.old_values_BR, batch.returns_BR, value_mask_BR, clip=cfg.cliprange_value
@@ -111,11 +193,17 @@ def objective(
         "policy_avg": (1.0, Mean(policy.loss_BR.sum(), mask_BR.sum())),
         "value_avg": (cfg.vf_coef, Mean(value.loss_BR.sum(), value_mask_BR.sum())),
     }
+    approxkl, clipped = Mean.of(policy.approxkl_BR, mask_BR), Mean.of(policy.clipped_BR, mask_BR)
+    ratio = Mean.of(policy.ratio_BR, mask_BR)
+    slots = float(len(batch) * cfg.sampling.response_length)
     metrics = {
-        "policy/approxkl_avg": Mean.of(policy.approxkl_BR, mask_BR),
-        "policy/clipfrac_avg": Mean.of(policy.clipped_BR, mask_BR),
+        "policy/approxkl_avg": approxkl,
+        "policy/approxkl_avg_reference": Mean(approxkl.sum, slots),
+        "policy/clipfrac_avg": clipped,
+        "policy/clipfrac_avg_reference": Mean(clipped.sum, slots),
         "policy/entropy_avg": Mean.of(entropy_BR, mask_BR),
         "val/clipfrac_avg": Mean.of(value.clipped_BR, value_mask_BR),
-        "val/ratio": Mean.of(policy.ratio_BR, mask_BR),
+        "val/ratio": ratio,
+        "val/ratio_reference": Mean(ratio.sum + slots - mask_BR.sum(), slots),
     }
     return Objective(terms=terms, metrics=metrics)

@@ -152,6 +152,11 @@ def contradictions(cfg: PPOConfig) -> list[str]:
             "stop_token=none with sampling.stop=eos: there is nothing after EOS to keep; "
             "set sampling.stop=length"
         )
+    if "old" not in cfg.tempered and cfg.old_logprobs == "sampler":
+        found.append(
+            "tempered without old and old_logprobs=sampler: the sampler's log-probs are tempered; "
+            "set old_logprobs=trainer"
+        )
     if cfg.missing_eos == "subtract" and cfg.missing_eos_penalty is None:
         found.append("missing_eos=subtract without a penalty: set missing_eos_penalty, as in 1.0")
     if cfg.whitening_keeps_mean and not cfg.whiten_advantages:

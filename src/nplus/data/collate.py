@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nplus.batches import PairBatch, PromptBatch, SharedPairBatch, TokenBatch
-from nplus.data.tokens import Codec, response_text
+from nplus.data.tokens import Codec
 from nplus.records import Comparison, Demonstration, InputError
 
 SequenceRow = tuple[list[int], list[int]]
@@ -41,9 +41,16 @@ class PairRow(NamedTuple):
 
 
 def _pad(
-    rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, multiple: int = 1
+    rows: Sequence[Sequence[int]],
+    pad_id: int,
+    *,
+    left: bool = False,
+    multiple: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """`tokens_BT, mask_BT` as wide as the longest row, rounded up to a multiple."""
+    """`tokens_BT, mask_BT` as wide as the longest row, rounded up to a multiple.
+
+    Detail A7: what holds the PAD id is masked, also inside a row; only a PAD that is EOS is there.
+    """
     width = -(-max((len(row) for row in rows), default=0) // multiple) * multiple
     tokens = torch.full((len(rows), width), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -51,34 +58,32 @@ def _pad(
         span = slice(width - len(row), width) if left else slice(0, len(row))
         tokens[i, span] = torch.tensor(row, dtype=torch.int64)
         mask[i, span] = True
-    return tokens, mask
+    return tokens, mask & (tokens != pad_id)
 
 
 def prompt_batch(
     codec: Codec, items: Sequence[HasQuery], keys: Sequence[str] | None = None
 ) -> PromptBatch:
-    """Detail A4: queries padded left to the longest of the batch; keys are the records' ids."""
+    """Detail A4: queries padded left to the longest of the batch; keys are the records' ids.
+
+    Under the rule `spaces_to` they are filled up with attended spaces instead.
+    """
     rows = codec.encode_queries([item.query for item in items])
     for item, row in zip(items, rows, strict=True):
         if not row:
             raise InputError(f"prompt {item.id!r} has an empty query; a policy needs one token")
+    width = codec.rules.spaces_to
+    if width is not None:
+        rows = [[codec.space_id] * (width - len(row)) + row for row in rows]
     tokens, mask = _pad(rows, codec.pad_id, left=True)
     names = tuple(item.id for item in items) if keys is None else tuple(keys)
     return PromptBatch(tokens_BP=tokens, mask_BP=mask, keys=names)
 
 
-def _encode_pairs(
-    codec: Codec, queries: Sequence[str], responses: Sequence[str]
-) -> list[SequenceRow]:
-    # Detail A5: joined by ids. A query's own trailing newline survives (Q9), and the one space
-    # before the response makes this equal to tokenising the joined text (`check_seam`).
-    return list(zip(codec.encode_queries(queries), codec.encode_responses(responses), strict=True))
-
-
 def sequence_rows(codec: Codec, demonstrations: Sequence[Demonstration]) -> list[SequenceRow]:
     """Query ids and response ids of each demonstration; EOS ends every response (Detail A6)."""
-    return _encode_pairs(
-        codec, [d.query for d in demonstrations], [d.response for d in demonstrations]
+    return codec.encode_pairs(
+        [d.query for d in demonstrations], [d.response for d in demonstrations]
     )
 
 
@@ -113,10 +118,10 @@ def _response_mask(mask_BT: Tensor, query_lengths: Sequence[int]) -> Tensor:
 
 def pair_rows(codec: Codec, comparisons: Sequence[Comparison]) -> list[PairRow]:
     """Ids of each comparison, the preferred response first."""
-    queries = codec.encode_queries([c.query for c in comparisons])
-    chosen = codec.encode_responses([c.chosen for c in comparisons])
-    rejected = codec.encode_responses([c.rejected for c in comparisons])
-    return [PairRow(*row) for row in zip(queries, chosen, rejected, strict=True)]
+    queries = [c.query for c in comparisons]
+    chosen = codec.encode_pairs(queries, [c.chosen for c in comparisons])
+    rejected = codec.encode_pairs(queries, [c.rejected for c in comparisons])
+    return [PairRow(*row, other) for row, (_, other) in zip(chosen, rejected, strict=True)]
 
 
 def pair_batch(rows: Sequence[PairRow], *, pad_id: int, multiple: int = 1) -> PairBatch:
@@ -147,7 +152,7 @@ def shared_pair_batch(
     for row in rows:
         found = responses.setdefault(tuple(row.query), {})
         for side in (row.chosen, row.rejected):
-            found.setdefault(tuple(side), len(found) + 1)
+            found.setdefault(_unpadded(side, pad_id), len(found) + 1)
     lines, positions, segments = [], [], []
     ends: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, int]] = {}
     for at, (query, found) in enumerate(responses.items()):
@@ -163,7 +168,8 @@ def shared_pair_batch(
     tokens_BT, _ = _pad(lines, pad_id, multiple=multiple)
     width = tokens_BT.shape[1]
     sides = [
-        [ends[tuple(row.query), tuple(side)] for side in (row.chosen, row.rejected)] for row in rows
+        [ends[tuple(row.query), _unpadded(side, pad_id)] for side in (row.chosen, row.rejected)]
+        for row in rows
     ]
     return SharedPairBatch(
         tokens_BT=tokens_BT,
@@ -174,15 +180,20 @@ def shared_pair_batch(
     )
 
 
+def _unpadded(response: Sequence[int], pad_id: int) -> tuple[int, ...]:
+    """Without what a mask would hide: nothing, unless PAD is EOS (Detail A7)."""
+    return tuple(token for token in response if token != pad_id)
+
+
 def text_batch(
     codec: Codec, texts: Sequence[tuple[str, str]], *, multiple: int = 1
 ) -> tuple[Tensor, Tensor]:
     """`tokens_BT, mask_BT` of (query, response) texts for a scorer: right-padded, EOS last."""
-    rows = _encode_pairs(codec, [query for query, _ in texts], [text for _, text in texts])
+    rows = codec.encode_pairs([query for query, _ in texts], [text for _, text in texts])
     return _pad([[*query, *response] for query, response in rows], codec.pad_id, multiple=multiple)
 
 
 def check_seam(codec: Codec, query: str, response: str) -> bool:
     """Detail A5: whether joining ids equals tokenising the joined text (EOS left aside)."""
-    joined = codec.encode(query + response_text(response))
+    joined = codec.encode(query + codec.response_text(response))
     return codec.encode_query(query) + codec.encode_response(response)[:-1] == joined

@@ -2,33 +2,65 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from nplus.config.data import DataConfig, TokenizerConfig
 from nplus.records import InputError
 
 EOS_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "[PAD]"
 
 
-def response_text(text: str) -> str:
+def response_text(text: str, *, leading_space: bool = True) -> str:
     """Detail A6: exactly one space, then the text; an empty response stays empty."""
     stripped = text.strip()
-    return f" {stripped}" if stripped else ""
+    return f" {stripped}" if stripped and leading_space else stripped
+
+
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """How texts become sequences, where details can be switched; the defaults are the paper's."""
+
+    leading_space: bool = True
+    """Detail A6."""
+    join: str = "ids"
+    """Detail A5: `ids`, or `text` as in the paper's code."""
+    spaces_to: int | None = None
+    """Detail A4: pad queries with attended spaces to this width; None pads with masked PAD."""
+    cut_to: int | None = None
+    """Detail A8: cut responses to this many tokens, EOS and all; None never cuts."""
+    distinct_pad: bool = True
+    """Detail A7."""
+
+    @classmethod
+    def of(cls, data: DataConfig, tokenizer: TokenizerConfig) -> Self:
+        """The rules of a run's configuration."""
+        return cls(
+            leading_space=data.leading_space,
+            join=data.join,
+            spaces_to=data.max_query_tokens if data.query_padding == "spaces" else None,
+            cut_to=data.max_response_tokens if data.overlong == "cut" else None,
+            distinct_pad=tokenizer.distinct_pad,
+        )
 
 
 class Codec:
     """A tokenizer as the project uses it: nothing added to a text, markers in a text are text.
 
     `eos_id` ends every response and `pad_id` differs from it (Detail A7). The given tokenizer gets
-    a PAD token if it has none of its own.
+    a PAD token if it has none of its own. `rules` hold what can be switched.
     """
+
+    rules: TextRules = TextRules()
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, pad_token: str = PAD_TOKEN) -> None:
         """InputError for a tokenizer without EOS, or one that reads EOS out of plain text."""
@@ -80,6 +112,13 @@ class Codec:
             ) from error
         return cls(tokenizer, pad_token=pad_token)
 
+    def with_rules(self, rules: TextRules) -> Self:
+        """The same tokenizer under other rules; without a distinct PAD, PAD is EOS."""
+        other = copy.copy(self)
+        other.rules = rules
+        other.pad_id = int(self.tokenizer.pad_token_id) if rules.distinct_pad else self.eos_id
+        return other
+
     def save(self, path: str | Path) -> None:
         """Write a directory that `load` and transformers read."""
         self.tokenizer.save_pretrained(str(path))
@@ -127,7 +166,47 @@ class Codec:
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each response, EOS last."""
-        return [[*ids, self.eos_id] for ids in self.encode_batch([response_text(t) for t in texts])]
+        return [
+            self._ended(ids) for ids in self.encode_batch([self.response_text(t) for t in texts])
+        ]
+
+    def response_text(self, text: str) -> str:
+        """A response as it stands behind a query: one leading space (Detail A6)."""
+        return response_text(text, leading_space=self.rules.leading_space)
+
+    def _ended(self, ids: Sequence[int]) -> list[int]:
+        return [*ids, self.eos_id][: self.rules.cut_to]
+
+    def encode_pairs(
+        self, queries: Sequence[str], responses: Sequence[str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """Ids of each query and of its response with EOS.
+
+        Detail A5: joined by ids, a query's own trailing newline survives (Q9), and the one space
+        before the response makes that equal to tokenising the joined text. `join=text` does the
+        latter with the query's outer spaces stripped, and splits where the query alone would end.
+        """
+        ids = self.encode_queries(queries)
+        if self.rules.join == "ids":
+            return list(zip(ids, self.encode_responses(responses), strict=True))
+        joined = self.encode_batch(
+            [q.strip() + self.response_text(r) for q, r in zip(queries, responses, strict=True)]
+        )
+        return [
+            (whole[: len(query)], self._ended(whole[len(query) :]))
+            for query, whole in zip(ids, joined, strict=True)
+        ]
+
+    @property
+    def space_id(self) -> int:
+        """The one token of a space (Detail A4); InputError where a space takes several."""
+        ids = self.encode(" ")
+        if len(ids) != 1:
+            raise InputError(
+                f"data.query_padding=spaces: this tokenizer writes a space as {len(ids)} tokens; "
+                "set data.query_padding=pad"
+            )
+        return ids[0]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids without special tokens, spaces as they are."""

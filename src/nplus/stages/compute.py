@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from nplus.config import ComputeConfig
+from nplus.config import ComputeConfig, ModelConfig
+from nplus.seeding import stream
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _GIB = 1 << 30
@@ -35,6 +36,12 @@ def forward_precision(device: torch.device, autocast: str) -> AbstractContextMan
     if autocast == "none":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def seed_dropout(cfg: ModelConfig, seed: int, name: str, step: int) -> None:
+    """Name what a step's dropout draws (Detail B1), so that a resumed run draws the same."""
+    if cfg.dropout:
+        torch.manual_seed(int(stream(seed, "dropout", name, step).integers(1 << 62)))
 
 
 def _keep_freed_memory() -> None:

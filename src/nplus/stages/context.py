@@ -15,13 +15,16 @@ from transformers import PreTrainedModel
 
 from nplus.config import RunConfig
 from nplus.data.prepare import DataDir
-from nplus.data.tokens import Codec
+from nplus.data.tokens import Codec, TextRules
 from nplus.distributed.topology import Topology
 from nplus.engines.kv import KVEngine
-from nplus.models.lm import load_causal_lm
+from nplus.models.lm import load_causal_lm, set_dropout, set_positions
 from nplus.models.scalar import ScalarModel
 from nplus.runs import StageDir
 from nplus.stages.scorers import Gold
+
+READ_AT = {"eos": 0, "before_eos": 1}
+"""Detail D4: tokens between the last one and the one whose output is the score."""
 
 
 @dataclass
@@ -40,7 +43,8 @@ class Context:
 
     @cached_property
     def codec(self) -> Codec:
-        return self.data.codec()
+        """The run's tokenizer under the text rules of its configuration."""
+        return self.data.codec().with_rules(TextRules.of(self.config.data, self.config.tokenizer))
 
     def gold(self) -> Gold | None:
         """The gold scorer of the embedded world; None where there are no fact sheets."""
@@ -49,6 +53,11 @@ class Context:
     @property
     def seed(self) -> int:
         return self.config.seed
+
+    @property
+    def base_stage(self) -> str | None:
+        """The stage that made the base model; None where it comes from outside."""
+        return "pretrain" if "pretrain" in self.dirs else None
 
     def policy(self, stage: str | None) -> PreTrainedModel:
         """The causal model that `stage` wrote, or for None the configured base model."""
@@ -60,10 +69,17 @@ class Context:
             )
         return load_causal_lm(cfg).to(self.device)
 
-    def scalar(self, path: Path) -> ScalarModel:
+    def scalar(self, path: Path, *, dropout: float = 0.0) -> ScalarModel:
         """The reward or value model in `path`, on the run's device."""
-        attn = self.config.model.attn_implementation
-        return ScalarModel.load(path, attn=attn).to(self.device)
+        model = ScalarModel.load(path, attn=self.config.model.attn_implementation)
+        return self.as_scalar(model, dropout=dropout)
+
+    def as_scalar(self, model: ScalarModel, *, dropout: float = 0.0) -> ScalarModel:
+        """`model` on the run's device, with the settings that no checkpoint holds."""
+        set_dropout(model.network, dropout)
+        set_positions(model.network, self.config.model.positions)
+        model.tokens_back = READ_AT[self.config.reward.read_at]
+        return model.to(self.device)
 
     def engine(self, model: PreTrainedModel) -> KVEngine:
         return KVEngine(model, eos_id=self.codec.eos_id, pad_id=self.codec.pad_id)

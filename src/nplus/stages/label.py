@@ -80,10 +80,9 @@ def _contrast_comparisons(split: str, count: int, ctx: Context) -> Iterator[Comp
     posts = ctx.data.demonstrations(split)
     for index in range(min(count, 2 * len(posts))):
         dice = Dice(stream(ctx.seed, "contrast", split, index))
-        at = index % len(posts)
+        at = index // 2
         post, other = posts[at], posts[(at + 1 + int(dice.unit() * (len(posts) - 1))) % len(posts)]
-        shuffled = index >= len(posts)
-        if shuffled:
+        if index % 2:
             wrong, policy = " ".join(dice.shuffled(post.response.split())), "shuffled"
         else:
             wrong, policy = other.response, "other_post"

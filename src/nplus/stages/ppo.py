@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from nplus.algorithms import ppo
@@ -16,13 +18,14 @@ from nplus.config import PPOConfig
 from nplus.config.batch_plan import batch_plan
 from nplus.data.collate import WIDTH_MULTIPLE, prompt_batch
 from nplus.metrics import Mean, Metric, merge, values
+from nplus.models.critic import SharedCritic
 from nplus.models.lm import response_logprobs, save_causal_lm
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration
-from nplus.rollout import add_values, collect, rm_scores, texts
+from nplus.rollout import Critic, add_values, collect, rm_scores, texts
 from nplus.runs import StageDir
 from nplus.seeding import epoch_order, take
-from nplus.stages.compute import forward_precision
+from nplus.stages.compute import forward_precision, seed_dropout
 from nplus.stages.context import Context
 from nplus.stages.drawing import noise
 from nplus.training.checkpoint import resume, save_checkpoint
@@ -36,18 +39,27 @@ class KLStopError(RuntimeError):
     """The policy drifted further than `ppo.target_kl_stop` allows."""
 
 
-def minibatches(batch: PPOBatch, cfg: PPOConfig, seed: int, step: int) -> Iterator[list[PPOBatch]]:
+def minibatches(
+    batch: PPOBatch,
+    cfg: PPOConfig,
+    seed: int,
+    step: int,
+    all_sum: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Iterator[list[PPOBatch]]:
     """Every epoch a fresh permutation, split into minibatches, each into micro-batches (Detail G1).
 
     Within a minibatch rows are sorted by length: the sums do not care, the padding does.
     """
+    whitens = cfg.whiten_advantages and cfg.whitening_scope == "minibatch"
     size = len(batch) // cfg.num_mini_batches
     lengths_B = batch.mask_BT.sum(1)
     for epoch in range(cfg.num_ppo_epochs):
         order = torch.from_numpy(epoch_order(seed, f"ppo minibatches {step}", epoch, len(batch)))
         for index in order.split(size):
-            by_length = index[torch.argsort(lengths_B[index].cpu(), stable=True)]
-            yield [trimmed(batch.rows(part)) for part in by_length.split(cfg.micro_batch_size)]
+            minibatch = batch.rows(index[torch.argsort(lengths_B[index].cpu(), stable=True)])
+            if whitens:
+                minibatch = ppo.whitened(minibatch, cfg, all_sum)
+            yield [trimmed(micro) for micro in minibatch.split(cfg.micro_batch_size)]
 
 
 def trimmed(batch: PPOBatch) -> PPOBatch:
@@ -62,26 +74,29 @@ def trimmed(batch: PPOBatch) -> PPOBatch:
 def train_on(
     batch: PPOBatch,
     policy: PreTrainedModel,
-    critic: ScalarModel,
+    critic: Critic,
     optimizers: dict[str, Optimizer],
     ctx: Context,
     step: int,
 ) -> tuple[dict[str, Metric], dict[str, float]]:
     """All optimiser steps of one update; also the figures of the first, before it moved."""
     cfg = ctx.config.ppo
+    temperature = cfg.sampling.temperature if "new" in cfg.tempered else None
 
     def objective(micro: PPOBatch) -> Objective:
-        width = micro.response_tokens_BR.shape[1]
+        rectangle = (micro.tokens_BT, micro.mask_BT, micro.response_tokens_BR.shape[1])
         with forward_precision(ctx.device, cfg.autocast):
-            logprobs_BR, entropy_BR = response_logprobs(
-                policy, micro.tokens_BT, micro.mask_BT, width, temperature=cfg.sampling.temperature
-            )
-            values_BR = critic.response_values(micro.tokens_BT, micro.mask_BT, width)
-        return ppo.objective(logprobs_BR, entropy_BR, values_BR, micro, cfg)
+            if isinstance(critic, SharedCritic):
+                found = critic.logprobs_and_values(*rectangle, temperature=temperature)
+            else:
+                logprobs = response_logprobs(policy, *rectangle, temperature=temperature)
+                found = (*logprobs, critic.response_values(*rectangle))
+        return ppo.objective(*found, micro, cfg)
 
     metrics: dict[str, Metric] = {}
     first: dict[str, float] = {}
-    for micros in minibatches(batch, cfg, ctx.seed, step):
+    ratios: list[float] = []
+    for micros in minibatches(batch, cfg, ctx.seed, step, ctx.topology.collectives.sum):
         found = update(
             micros,
             counts=ppo.counts,
@@ -91,9 +106,12 @@ def train_on(
             all_sum=ctx.topology.collectives.sum,
         )
         metrics = merge([metrics, found])
+        ratios.append(found["val/ratio"].value)
         if not first:
             names = ("val/ratio", "policy/approxkl_avg", "policy/clipfrac_avg")
             first = {f"first_minibatch/{name.split('/')[1]}": found[name].value for name in names}
+    # Detail G5: over the update's optimiser steps.
+    metrics["val/ratio_var"] = Mean(statistics.variance(ratios) if len(ratios) > 1 else 0.0, 1.0)
     return metrics, first
 
 
@@ -101,10 +119,29 @@ def prompts_of(
     posts: list[Demonstration], cfg: PPOConfig, ctx: Context, step: int
 ) -> list[Demonstration]:
     """The prompts of one update: passes over the SFT queries, reshuffled each time (Detail E2)."""
-    return [
-        posts[i]
-        for i in take(ctx.seed, "ppo prompts", len(posts), step * cfg.batch_size, cfg.batch_size)
-    ]
+    start = step * cfg.batch_size
+    if cfg.reshuffle:
+        return [posts[i] for i in take(ctx.seed, "ppo prompts", len(posts), start, cfg.batch_size)]
+    order = epoch_order(ctx.seed, "ppo prompts", 0, len(posts))
+    return [posts[order[(start + i) % len(posts)]] for i in range(cfg.batch_size)]
+
+
+def make_critic(policy: PreTrainedModel, ctx: Context) -> Critic:
+    """Detail E3: the reward model's copy, or the SFT policy's trunk under a fresh head."""
+    cfg = ctx.config.ppo
+    if cfg.value == "shared":
+        init = "zero" if cfg.value_init == "zero" else "normal"
+        return SharedCritic(policy, init=init, seed=ctx.seed).to(ctx.device)
+    dropout = ctx.config.model.dropout
+    if cfg.value_init == "reward":
+        return ctx.scalar(ctx.dirs["reward"].model, dropout=dropout)
+    fresh = ScalarModel.from_causal(
+        policy,
+        pad_id=ctx.codec.pad_id,
+        seed=ctx.seed,
+        head_init="zero" if cfg.value_init == "zero" else "normal",
+    )
+    return ctx.as_scalar(fresh, dropout=dropout)
 
 
 def readable(
@@ -135,7 +172,9 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     gold = ctx.gold()
     policy, reference = ctx.policy("sft"), ctx.policy("sft").eval().requires_grad_(False)
     reward_model = ctx.scalar(ctx.dirs["reward"].model).eval().requires_grad_(False)
-    critic = ctx.scalar(ctx.dirs["reward"].model)
+    critic = make_critic(policy, ctx)
+    for model in (policy, critic):
+        model.train(bool(ctx.config.model.dropout))
     value_optim = cfg.optim.model_copy(
         update={"learning_rate": cfg.value_learning_rate or cfg.optim.learning_rate}
     )
@@ -143,12 +182,14 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
         "policy": Optimizer(policy.named_parameters(), cfg.optim),
         "critic": Optimizer(critic.named_parameters(), value_optim),
     }
-    modules = {"policy": policy, "critic": critic}
+    kl = ppo.KLController(cfg.kl_coef, target=cfg.kl_target, horizon=cfg.kl_horizon)
+    modules = {"policy": policy, "critic": critic, "kl": kl}
     first = resume(where, modules=modules, optimizers=optimizers)
     engine = ctx.engine(policy)
     with ctx.progress("ppo", plan.updates - first, "update") as bar:
         for step in range(first, plan.updates):
             began = time.monotonic()
+            seed_dropout(ctx.config.model, ctx.seed, "ppo", step)
             chosen = prompts_of(posts, cfg, ctx, step)
             prompts: PromptBatch = prompt_batch(ctx.codec, chosen).to(ctx.device)
             rollout = collect(
@@ -162,10 +203,17 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
                 eos_id=ctx.codec.eos_id,
                 size=cfg.rollout_micro_batch_size,
                 old_logprobs=cfg.old_logprobs,
+                tempered=cfg.tempered,
+                stop_token=cfg.stop_token,
             )
+            if step == 0 and isinstance(critic, SharedCritic):
+                tokens_BT, mask_BT = rollout.generation.sequences()
+                critic.require_plain_head(tokens_BT[:2], mask_BT[:2], 2)
             responses = texts(rollout.generation, ctx.codec.decode_response)
             valued = add_values(rollout, critic, size=cfg.rollout_micro_batch_size)
-            batch, rollout_metrics = ppo.credit(valued, cfg, ctx.topology.collectives.sum)
+            batch, rollout_metrics = ppo.credit(
+                valued, cfg, ctx.topology.collectives.sum, kl_coef=kl.value
+            )
             if gold is not None:
                 judged = [
                     gold.judge(p.id, text).total for p, text in zip(chosen, responses, strict=True)
@@ -182,9 +230,11 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
                 **values(train_metrics),
                 **(first_minibatch if step == 0 else {}),
                 "lr": lr,
+                "objective/kl_coef": kl.value,
                 "episode": (step + 1) * cfg.batch_size,
                 "tokens_per_second": float(rollout.generation.response_mask_BR.sum()) / seconds,
             }
+            kl.observe(last["objective/kl"], cfg.batch_size)
             where.journal(step + 1, last)
             if step % cfg.sample_steps == 0 or step == plan.updates - 1:
                 where.write_samples(step + 1, readable(rollout, responses, chosen))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from nplus.data.collate import sequence_rows
@@ -17,7 +18,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     cfg, size = ctx.config.pretrain, ctx.config.model.size
     if cfg is None or size is None:
         raise ValueError("pretraining needs `pretrain` and `model.size`")
-    codec = ctx.codec
+    codec = ctx.codec.with_rules(replace(ctx.codec.rules, distinct_pad=True))
     model = build_toy(
         size, vocab_size=codec.size, eos_id=codec.eos_id, pad_id=codec.pad_id, seed=ctx.seed
     )
@@ -35,6 +36,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
         batch=cfg.batch,
         save_steps=cfg.save_steps,
         response_weight=cfg.summary_weight,
+        pad_id=codec.pad_id,
     )
     save_causal_lm(model, where.model, codec.tokenizer)
     return {**results, "rows": len(rows), "parameters": sum(p.numel() for p in model.parameters())}

@@ -11,13 +11,13 @@ from torch import Tensor
 from nplus.algorithms import reward
 from nplus.batches import Objective, PairBatch, SharedPairBatch
 from nplus.data.collate import WIDTH_MULTIPLE, PairRow, pair_batch, pair_rows, shared_pair_batch
-from nplus.evaluation.accuracy import accuracy_report, share
+from nplus.evaluation.accuracy import accuracy_report, margin_records, share
 from nplus.metrics import values
 from nplus.models.scalar import ScalarModel
-from nplus.records import Comparison, InputError, Sample, read_records
+from nplus.records import Comparison, InputError, Sample, read_records, write_records
 from nplus.runs import StageDir
 from nplus.seeding import take_grouped
-from nplus.stages.compute import forward_precision
+from nplus.stages.compute import forward_precision, seed_dropout
 from nplus.stages.context import Context
 from nplus.stages.scorers import Gold, RewardScorer, margins
 from nplus.training.checkpoint import resume, save_checkpoint
@@ -86,12 +86,13 @@ def train(
     def objective(micro: Pairs) -> Objective:
         with forward_precision(ctx.device, ctx.config.compute.autocast):
             scores_2N = _scores(model, micro)
-        return reward.objective(scores_2N, micro)
+        return reward.objective(scores_2N, micro, center=cfg.center_rewards_coefficient)
 
     model.train()
     with ctx.progress("reward", total - first) as bar:
         for step in range(first, total):
             began = time.monotonic()
+            seed_dropout(ctx.config.model, ctx.seed, "reward", step)
             index = take_grouped(ctx.seed, "reward", groups, step * cfg.batch.batch_size, size)
             micros = _micro_batches(
                 [rows[i] for i in index],
@@ -120,11 +121,16 @@ def train(
 
 @torch.no_grad()
 def normalise(model: ScalarModel, ctx: Context) -> dict[str, float]:
-    """Detail D5: shift the scores so that training demonstrations average 0."""
+    """Detail D5: shift the scores so that training demonstrations average 0.
+
+    `mean_std` also scales them to a standard deviation of 1.
+    """
     demonstrations = ctx.data.demonstrations("train")[: ctx.config.reward.normalise_rows]
     samples = [Sample(d.id, d.query, d.response) for d in demonstrations]
     scores = torch.tensor(RewardScorer(model, ctx.codec).score(samples), dtype=torch.float64)
     model.set_shift(float(model.shift) + float(scores.mean()))
+    if ctx.config.reward.normalise == "mean_std":
+        model.set_std(float(scores.std()))
     return {"shift": float(model.shift), "demonstration_std": float(scores.std())}
 
 
@@ -144,19 +150,27 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     """From the SFT policy and the comparisons to `model/`, with accuracy by group."""
     comparisons = read_records(ctx.dirs["label"].comparisons, Comparison)
     rows = [row for row in comparisons if row.split == "train"]
-    model = ScalarModel.from_causal(ctx.policy("sft"), pad_id=ctx.codec.pad_id, seed=ctx.seed)
-    model.to(ctx.device)
+    cfg = ctx.config.reward
+    base = ctx.policy("sft" if cfg.init == "sft" else ctx.base_stage)
+    model = ctx.as_scalar(
+        ScalarModel.from_causal(
+            base, pad_id=ctx.codec.pad_id, seed=ctx.seed, head_init=cfg.head_init
+        ),
+        dropout=ctx.config.model.dropout,
+    )
     results: dict[str, Any] = {
         **train(model, pair_rows(ctx.codec, rows), where, ctx),
         "pairs": len(rows),
     }
     model.eval()
-    if ctx.config.reward.normalise:
+    if cfg.normalise != "none":
         results |= normalise(model, ctx)
     held = [row for row in comparisons if row.split != "train"]
-    shared = ctx.config.reward.layout == "shared"
+    shared = cfg.layout == "shared"
     scores = RewardScorer(model, ctx.codec, shared=shared).pairs(held)
-    results["validation"] = accuracy_report(held, margins(held, scores))
+    found = margins(held, scores)
+    write_records(where.margins, margin_records(held, found))
+    results["validation"] = accuracy_report(held, found)
     gold = ctx.gold()
     results["validation"]["gold_accuracy"] = gold_accuracy(held, scores, gold) if gold else None
     model.save(where.model, ctx.codec.tokenizer)

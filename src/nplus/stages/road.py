@@ -14,7 +14,7 @@ from nplus.data.tokens import Codec
 from nplus.models.lm import model_source, require_weights
 from nplus.records import InputError
 from nplus.runs import Pipeline, RunRoot, StageDir, content_hash
-from nplus.stages import data, evaluate, label, ppo, pretrain, reward, sample, sft
+from nplus.stages import data, dpo, evaluate, label, ppo, pretrain, reward, sample, sft
 from nplus.stages.compute import resolve_device
 from nplus.stages.context import Context
 from nplus.stages.copying import require_copying
@@ -24,10 +24,11 @@ VERSIONS = {
     "pretrain": 2,
     "sft": 1,
     "sample": 1,
-    "label": 3,
-    "reward": 1,
+    "label": 4,
+    "reward": 2,
     "ppo": 1,
-    "evaluate": 2,
+    "dpo": 1,
+    "evaluate": 3,
 }
 """Raised when a stage's algorithm changes, so that old results are not taken for new ones."""
 
@@ -38,15 +39,19 @@ INPUTS = {
     "label": ("data", "sample"),
     "reward": ("data", "sft", "label"),
     "ppo": ("data", "sft", "reward"),
-    "evaluate": ("data", "sft", "label", "reward", "ppo"),
+    "dpo": ("data", "sft", "label"),
+    "evaluate": ("data", "sft", "label", "reward", "ppo", "dpo"),
 }
 
 
 def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     """The part of the config that a stage's result depends on, and so its key."""
-    shared = ("compute", "model") if name != "data" else ("tokenizer", "model")
+    shared = ("tokenizer", "model") if name == "data" else ("compute", "model", "tokenizer")
     parts = {key: getattr(config, key).model_dump(mode="json") for key in shared}
     parts.get("compute", {}).pop("threads", None)  # changes speed, not the algorithm
+    if name in ("data", "pretrain"):  # the base model knows neither
+        parts["tokenizer"].pop("distinct_pad")
+        parts["model"].pop("dropout")
     parts[name] = getattr(config, name).model_dump(mode="json")
     if name == "sft":
         # The copy test generates with the verdict's length; the gate acts outside the stage.
@@ -110,6 +115,7 @@ def run_road(
         "label": lambda where: label.run(where, ctx),
         "reward": lambda where: reward.run(where, ctx),
         "ppo": lambda where: ppo.run(where, ctx),
+        "dpo": lambda where: dpo.run(where, ctx),
         "evaluate": lambda where: evaluate.run(where, ctx),
     }
     for name in names:

@@ -16,7 +16,7 @@ from nplus.metrics import values
 from nplus.models.lm import save_causal_lm, sequence_logits
 from nplus.runs import StageDir
 from nplus.seeding import take
-from nplus.stages.compute import forward_precision
+from nplus.stages.compute import forward_precision, seed_dropout
 from nplus.stages.context import Context
 from nplus.stages.copying import copy_test
 from nplus.training.checkpoint import resume, save_checkpoint
@@ -56,6 +56,7 @@ def train(
     optim: OptimConfig,
     batch: BatchConfig,
     save_steps: int,
+    pad_id: int,
     loss_on: str = "all",
     query_weight: float = 1.0,
     response_weight: float = 1.0,
@@ -78,13 +79,14 @@ def train(
     with ctx.progress(name, total - first) as bar:
         for step in range(first, total):
             began = time.monotonic()
+            seed_dropout(ctx.config.model, ctx.seed, name, step)
             index = take(
                 ctx.seed, name, len(rows), step * batch.batch_size, min(batch.batch_size, len(rows))
             )
             micros = micro_batches(
                 [rows[i] for i in index],
                 batch.micro_batch_size,
-                pad_id=ctx.codec.pad_id,
+                pad_id=pad_id,
                 loss_on=loss_on,
                 query_weight=query_weight,
                 response_weight=response_weight,
@@ -113,7 +115,7 @@ def train(
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     """From the pretrained toy or the named model to `model/`, with a copy test in the world."""
     cfg = ctx.config.sft
-    model = ctx.policy("pretrain" if "pretrain" in ctx.dirs else None)
+    model = ctx.policy(ctx.base_stage)
     demonstrations = ctx.data.demonstrations("train")[: cfg.max_rows]
     results = train(
         model,
@@ -125,6 +127,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
         optim=cfg.optim,
         batch=cfg.batch,
         save_steps=cfg.save_steps,
+        pad_id=ctx.codec.pad_id,
         loss_on=cfg.loss_on,
     )
     save_causal_lm(model, where.model, ctx.codec.tokenizer)

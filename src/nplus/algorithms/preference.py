@@ -1,0 +1,53 @@
+"""Direct preference optimisation (Detail D9)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nplus.batches import Objective, PairBatch
+from nplus.config import DPOConfig
+from nplus.metrics import Mean
+from nplus.ops.losses import dpo
+
+
+def counts(batch: PairBatch) -> dict[str, float]:
+    """The loss is a mean over pairs."""
+    return {"train": float(len(batch))}
+
+
+def response_lengths(batch: PairBatch) -> Tensor:
+    """[2N] tokens of the chosen responses, then of the rejected, EOS included."""
+    masks = (batch.chosen_response_mask_NT, batch.rejected_response_mask_NT)
+    return torch.cat([mask_NT.sum(1) for mask_NT in masks])
+
+
+def objective(
+    logprobs_2N: Tensor, ref_logprobs_2N: Tensor, batch: PairBatch, cfg: DPOConfig
+) -> Objective:
+    """A pair loss on summed log-probs, chosen first; implicit rewards are metrics (Detail D9).
+
+    `ipo_length=mean` averages the log-probs over their response's tokens instead.
+    """
+    if cfg.ipo_length == "mean":
+        lengths_2N = response_lengths(batch)
+        logprobs_2N, ref_logprobs_2N = logprobs_2N / lengths_2N, ref_logprobs_2N / lengths_2N
+    chosen_N, rejected_N = logprobs_2N.chunk(2)
+    loss = dpo(
+        chosen_N,
+        rejected_N,
+        *ref_logprobs_2N.chunk(2),
+        beta=cfg.beta,
+        kind=cfg.loss_type,
+        label_smoothing=cfg.label_smoothing,
+    )
+    metrics = {
+        "rewards/accuracies": Mean.of(loss.correct_N),
+        "rewards/chosen": Mean.of(loss.chosen_rewards_N),
+        "rewards/rejected": Mean.of(loss.rejected_rewards_N),
+        "rewards/margins": Mean.of(loss.chosen_rewards_N - loss.rejected_rewards_N),
+        "logps/chosen": Mean.of(chosen_N),
+        "logps/rejected": Mean.of(rejected_N),
+    }
+    terms = {"train": (1.0, Mean(loss.loss_N.sum(), float(len(batch))))}
+    return Objective(terms=terms, metrics=metrics)
