@@ -43,9 +43,9 @@ ALLOWED = {
     "algorithms": "ops batches metrics config records",
     "training": "ops batches metrics config runs",
     "distributed": "batches metrics config",
-    "engines": "ops batches config seeding models",
+    "engines": "ops batches config records seeding models",
     "rollout": "engines models ops batches config records",
-    "evaluation": "records batches stats engines",
+    "evaluation": "records batches seeding stats engines",
     "stages": "ops config records runs details seeding stats batches metrics data models "
     "algorithms training distributed engines rollout evaluation",
     "recipes": "config records",

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 
 class InputError(ValueError):
@@ -94,7 +94,26 @@ class Judgement:
     opponent_tokens: int
 
 
-Record = TypeVar("Record", Prompt, Demonstration, Completion, Comparison, Judgement)
+Winner = Literal["ours", "opponent", "tie", "invalid"]
+"""Of a comparison: `responses[0]`, `responses[1]`, neither, or no usable answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Which response of the comparison `id` a comparator prefers.
+
+    `shown_first` ("ours" or "opponent"), `votes` (a `Winner` each) and `replies` (raw) have one
+    entry a question: none where nothing is shown in an order, two where both orders are asked.
+    """
+
+    id: str
+    winner: Winner
+    shown_first: tuple[str, ...] = ()
+    votes: tuple[str, ...] = ()
+    replies: tuple[str, ...] = ()
+
+
+Record = TypeVar("Record", Prompt, Demonstration, Completion, Comparison, Judgement, Verdict)
 
 
 def parse_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
