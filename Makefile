@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=10 -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart smollm test test-all lint format types hooks
+.PHONY: help venv quickstart smollm test test-all details lint format types hooks
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ test: $(INSTALLED)  ## The tests, without the slow ones
 
 test-all: $(INSTALLED)  ## All tests that this machine can run
 	$(PYTEST)
+
+details: $(INSTALLED)  ## Write docs/details.md and which tests hold which detail
+	$(BIN)/python tests/details/generate.py
 
 lint: $(INSTALLED)  ## ruff check and format check
 	$(BIN)/ruff check src tests

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "nplus"
 
 LAYERS = (
-    ("ops", "config", "records", "runs", "details", "seeding", "stats"),
+    ("ops", "config", "records", "runs", "details", "glossary", "seeding", "stats"),
     ("batches", "metrics"),
     ("data", "models", "algorithms", "training", "distributed"),
     ("engines",),
@@ -31,7 +31,8 @@ LAYERS = (
 ALLOWED = {
     "ops": "",
     "records": "",
-    "details": "",
+    "details": "records",
+    "glossary": "",
     "seeding": "",
     "stats": "",
     "config": "records",
@@ -50,7 +51,7 @@ ALLOWED = {
     "algorithms training distributed engines rollout evaluation",
     "recipes": "config records",
     "report": "records runs stats details",
-    "cli": "config records recipes runs details stages report",
+    "cli": "config records recipes runs details glossary stages report",
     "__main__": "cli",
 }
 
@@ -60,7 +61,8 @@ PACKAGES = {
     "config": "pydantic yaml",
     "records": "",
     "runs": "",
-    "details": "",
+    "details": "yaml",
+    "glossary": "",
     "seeding": "numpy",
     "stats": "numpy scipy",
     "batches": "torch",

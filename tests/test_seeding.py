@@ -84,6 +84,7 @@ def test_extreme_bits_stay_inside():
     assert 1.0 - 1e-15 < ends[1] < 1.0
 
 
+@pytest.mark.detail("B5")
 def test_grid_rows_depend_on_their_own_key_alone():
     keys = [("p", i, sample) for i in range(3) for sample in range(2)]
     grid = uniform_grid(5, keys, 8)
@@ -96,6 +97,7 @@ def test_grid_rows_depend_on_their_own_key_alone():
     assert uniform_grid(5, [], 8).shape == (0, 8)
 
 
+@pytest.mark.detail("B5", "E2")
 def test_every_pass_holds_every_item_once_in_its_own_order():
     # Detail E2.
     passes = take(3, "prompts", 50, 0, 200).reshape(4, 50)

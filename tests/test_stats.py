@@ -139,6 +139,7 @@ def test_win_rate_of_scores():
 # --- calibration
 
 
+@pytest.mark.detail("D8")
 def test_calibrated_margins_lie_on_the_diagonal():
     # Detail D8. The size of a margin is drawn, its sign by sigmoid(size).
     rng = np.random.default_rng(0)
@@ -188,6 +189,7 @@ def simulated(seed, n, intercept, slope, shift=0.0, ties=0.0):
     return np.where(rng.random(n) < ties, 0.5, wins.astype(float)), x
 
 
+@pytest.mark.detail("H3")
 def test_logistic_trend_against_a_general_minimiser():
     y, x = simulated(0, 500, 0.4, 1.5, shift=0.3, ties=0.1)
 
@@ -202,6 +204,7 @@ def test_logistic_trend_against_a_general_minimiser():
     assert mine.slope == pytest.approx(expected[1], abs=1e-5)
 
 
+@pytest.mark.detail("H3")
 def test_length_bias_is_taken_out():
     # Judged by length alone, longer a: a high raw win rate, and a coin toss at equal length.
     y, x = simulated(1, 4000, 0.0, 3.0, shift=0.5)

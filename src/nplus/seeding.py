@@ -42,6 +42,8 @@ def _open_unit(bits_U64: np.ndarray) -> np.ndarray:
 def stream(seed: int, *path: PathPart) -> np.random.Generator:
     """A generator of its own for `(seed, *path)`, for example `stream(seed, "split", epoch)`.
 
+    Detail B5: what is drawn depends on names, never on the process that draws or what came before.
+
     Raises TypeError when the seed or a part of the path is neither str nor int.
     """
     return np.random.Generator(_bits(seed, path))

@@ -105,6 +105,7 @@ def test_advantages_and_returns():
     near(batch.returns_BR, RETURNS)
 
 
+@pytest.mark.detail("F5", "F7")
 def test_whitened_advantages():
     # Detail F7; Detail F5: returns are those of before whitening.
     batch, _ = credit()
@@ -112,6 +113,7 @@ def test_whitened_advantages():
     near(batch.returns_BR, RETURNS)
 
 
+@pytest.mark.detail("F6")
 def test_optional_reward_whitening():
     # Detail F6.
     cfg = PPOConfig(gamma=0.0, whiten_advantages=False, whiten_rewards=True)
@@ -119,6 +121,7 @@ def test_optional_reward_whitening():
     near(batch.returns_BR, WHITENED_REWARDS)
 
 
+@pytest.mark.detail("F4")
 def test_score_on_the_eos_takes_the_value_after_it_away():
     # Detail F4: the self-consistent alternative.
     batch, _ = credit(
@@ -144,6 +147,7 @@ def test_whitening_over_two_ranks_is_whitening_of_the_whole():
     near(torch.cat(found), WHITENED)
 
 
+@pytest.mark.detail("E8")
 def test_a_missing_eos_replaces_the_score():
     # Detail E8: EOS in the last slot (row 1) keeps its score; whatever row 2 scored, it gets -1.
     for raw in (123.0, -7.0):
@@ -181,6 +185,7 @@ def test_rollout_metrics():
         assert metrics[name].value == pytest.approx(value, abs=1e-6), name
 
 
+@pytest.mark.detail("F1", "F2")
 def test_what_follows_the_eos_means_nothing():
     junk = [x.clone() for x in (LOGP, REF, VALUES)]
     for x in junk:
@@ -213,6 +218,7 @@ def test_explained_variance_of_perfect_and_of_useless_values():
 # --- objective ----------------------------------------------------------------------------------
 
 
+@pytest.mark.detail("G2", "G3")
 def test_the_update_as_one_micro_batch():
     batch, _ = credit()
     found = ppo.objective(NEW_LOGP, torch.zeros(3, 5), NEW_VALUES, batch, PPOConfig())
@@ -242,6 +248,7 @@ def test_counts_are_those_of_the_terms():
     assert {n: float(mean.count) for n, (_, mean) in found.terms.items()} == ppo.counts(batch)
 
 
+@pytest.mark.detail("G4")
 @pytest.mark.parametrize(
     ("normalise", "rows", "pg", "vf"),
     [

@@ -38,6 +38,7 @@ def pairs(n):
     return pair_batch([PairRow([2, 3], [4, EOS], [5, EOS])] * n, pad_id=PAD)
 
 
+@pytest.mark.detail("D3")
 def test_bradley_terry_by_hand():
     # Differences 0, ln 3 and -ln 7: losses ln 2, ln 4/3, ln 8. Ties are wrong (Detail D3).
     scores = torch.tensor([1.0, 1.0 + math.log(3), 0.0, 1.0, 1.0, math.log(7)])

@@ -129,6 +129,7 @@ def test_cold_sampling_is_the_naive_argmax_loop(engine, network):
     assert made.tokens_BR.tolist() == [naive_greedy(network, t, 12) for t in TEXTS]
 
 
+@pytest.mark.detail("E5", "E6")
 @pytest.mark.parametrize("stop", ["eos", "length"])
 def test_log_probs_are_those_of_teacher_forcing(engine, network, stop):
     made = engine.generate(prompts(extra=2), sampling(12, stop), noise(5, 12, seed=4))
@@ -147,6 +148,7 @@ def test_log_probs_are_those_of_teacher_forcing(engine, network, stop):
         assert found[: len(ids)].tolist() == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.detail("B6")
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("extra", [0, 3, 20])
 def test_left_padding_changes_nothing(engine, network, extra, attn):
@@ -225,6 +227,7 @@ SCRIPTS = {
 }
 
 
+@pytest.mark.detail("E4")
 @pytest.mark.parametrize("names", [*[[n] for n in SCRIPTS], list(SCRIPTS)], ids=str)
 def test_stop_rules(make_engine, names):
     script = [SCRIPTS[n] for n in names]

@@ -173,6 +173,7 @@ def test_item_1_dropout_shows(policy, rolled, first_update):
 # --- 2. the critic starts as the reward model ---------------------------------------------------
 
 
+@pytest.mark.detail("E3", "F1")
 @pytest.mark.parametrize("stop", ["eos", "length"])
 def test_item_2_the_critic_at_the_eos_is_the_reward_model(rolled, reward_model, stop):
     # Details E3, F1: V of the state after EOS, one step past it, is the score.
@@ -260,6 +261,7 @@ def consequences(policy, reward_model, prompts_of_lengths, stage_context):
     return follow
 
 
+@pytest.mark.detail("F2")
 def test_item_5_tokens_after_the_eos_influence_nothing(consequences):
     rows = list(ENDS.values())
     first = [row.index(EOS) if EOS in row else len(row) for row in rows]
@@ -289,6 +291,7 @@ def test_item_5_the_eos_itself_influences_everything(consequences):
     assert any(not torch.equal(after[name], after2[name]) for name in after)
 
 
+@pytest.mark.detail("E8", "F2", "F4")
 def test_item_5_masks_and_scores_of_the_five_cases(consequences):
     rollout, batch, numbers, _ = consequences(list(ENDS.values()))
     assert batch.response_mask_BR.sum(1).tolist() == [1, 3, 2, 6, 6]
@@ -361,6 +364,7 @@ def test_item_6_padding_is_no_target_and_no_input(tiny_causal):
     assert math.isfinite(sft_loss(logits, batch))
 
 
+@pytest.mark.detail("C2", "G4")
 def test_item_6_micro_batches_of_one_row_as_in_the_paper():
     # Details C2, G4: a mean of micro-batch means gives (2 + 1) / 2 ln 2, the token mean 7/4 ln 2.
     for normalise, expected in (("micro", 1.5), ("global", 1.75)):
@@ -396,6 +400,7 @@ def test_item_6_the_tokenizers_pad_is_not_its_eos(words):
 # --- 7. step counts -----------------------------------------------------------------------------
 
 
+@pytest.mark.detail("B3", "G1")
 def test_item_7_step_counts_and_the_second_rate():
     # Details B3, G1, section 3.
     cases = [
@@ -427,6 +432,7 @@ def demonstrations():
     ]
 
 
+@pytest.mark.detail("D5")
 def test_item_9_demonstrations_average_zero_and_still_do_after_loading(
     words, demonstrations, stage_context, tmp_path
 ):
@@ -468,6 +474,7 @@ def test_item_9_only_so_many_demonstrations_are_taken(words, demonstrations, sta
         assert abs(float(model.scores(*text_batch(words, texts)).mean())) < 1e-6
 
 
+@pytest.mark.detail("E6")
 def test_gathered_log_probs_are_those_of_the_right_columns(policy, rolled):
     # Detail E6, with an oracle of its own: one growing prefix at a time, no padding.
     rollout = rolled("trainer")

@@ -129,6 +129,7 @@ def test_advantages_and_returns(estimates):
     near(estimates[1], RETURNS)
 
 
+@pytest.mark.detail("F4")
 def test_score_on_eos_leaks_the_value_after_it(kl, mask, value_mask):
     # Detail F4: the score moved to s while V[s+1] is kept.
     rewards = token_rewards(SCORES, kl, mask, kl_coef=0.05, score_step="eos")
@@ -136,6 +137,7 @@ def test_score_on_eos_leaks_the_value_after_it(kl, mask, value_mask):
     near(advantages[0, :4], [1.261125, 1.1275, 0.65, -1.4])
 
 
+@pytest.mark.detail("F4")
 def test_score_on_eos_with_policy_mask_on_values(kl, mask):
     # Detail F4: the self-consistent alternative, V[s+1] zeroed as well.
     rewards = token_rewards(SCORES, kl, mask, kl_coef=0.05, score_step="eos")
@@ -169,6 +171,7 @@ def test_update_as_one_micro_batch(advantages, estimates, mask, value_mask):
     near(masked_mean(value.clipped_BR.double(), value_mask), 2 / 14)
 
 
+@pytest.mark.detail("G5")
 def test_update_statistics_as_the_reference_counts_them(advantages, estimates, mask, value_mask):
     # Detail G5: over all 15 slots, pads included.
     policy, _ = update(slice(None), advantages, estimates[1], mask, value_mask)
@@ -185,6 +188,7 @@ def test_update_statistics_over_real_tokens(advantages, estimates, mask, value_m
     near(masked_mean(policy.ratio_BR, mask), (1.011205 * 15 - 2) / 13, atol=2e-6)
 
 
+@pytest.mark.detail("G4")
 def test_update_as_micro_batches_of_one_row(advantages, estimates, mask, value_mask):
     # Detail G4: equal weight per micro-batch gives another loss than one mean over all tokens.
     pg, vf = [], []
@@ -198,6 +202,7 @@ def test_update_as_micro_batches_of_one_row(advantages, estimates, mask, value_m
     near(torch.stack(vf).mean(), 0.255570)
 
 
+@pytest.mark.detail("E7")
 def test_truncation_literals():
     # Detail E7.
     tokens = torch.tensor([[5, 7, 0, 9, 0], [0, 3, 4, 5, 6], [5, 7, 8, 9, 0], [5, 7, 8, 9, 1]])
@@ -209,6 +214,7 @@ def test_truncation_literals():
     ]
 
 
+@pytest.mark.detail("D9")
 def test_dpo_literals():
     # Detail D9.
     arguments = [table(x).squeeze() for x in (-20.0, -22.0, -25.0, -24.0)]

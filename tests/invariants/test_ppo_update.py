@@ -106,6 +106,7 @@ def prompts(prompts_of_lengths):
     return prompts_of_lengths(LENGTHS)
 
 
+@pytest.mark.detail("G4")
 @pytest.mark.parametrize("micro", [1, 2, 4])
 def test_micro_batches(micro, rollout_of, batch_of, gradients, prompts):
     batch = batch_of(rollout_of(prompts))
@@ -154,6 +155,7 @@ def test_pieces_of_a_rollout(size, rollout_of, batch_of, prompts):
         torch.testing.assert_close(getattr(other, name), expected, rtol=0.0, atol=1e-4)
 
 
+@pytest.mark.detail("G1")
 def test_every_row_is_used_once_an_epoch(rollout_of, batch_of, prompts, stage_context):
     # Detail G1.
     batch = batch_of(rollout_of(prompts))
@@ -171,6 +173,7 @@ def test_every_row_is_used_once_an_epoch(rollout_of, batch_of, prompts, stage_co
     assert [[int(r) for m in micros for r in m.returns_BR[:, 0]] for micros in other] != rows
 
 
+@pytest.mark.detail("F1")
 def test_the_slot_after_the_last_eos_survives_trimming(models, prompts, uniforms_for):
     # Detail F1: it is the only one whose value target is the score.
     engine = KVEngine(models[0], eos_id=EOS, pad_id=PAD)

@@ -53,6 +53,7 @@ def longer(n):
     return PairRow(query, [*long, EOS], [*short, EOS])
 
 
+@pytest.mark.detail("D2")
 @pytest.mark.parametrize("layout", ["separate", "shared"])
 @pytest.mark.parametrize("pair", [with_a_token, longer])
 def test_a_reward_model_separates_a_trivial_preference(

@@ -39,6 +39,7 @@ def test_positions_count_the_real_tokens_before():
     ]
 
 
+@pytest.mark.detail("A7", "B6")
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize(("left", "right"), [(0, 0), (3, 0), (20, 0), (0, 4), (20, 4)])
 def test_padding_reaches_no_real_logit(causal, attn, left, right):
@@ -96,6 +97,7 @@ def test_a_forward_without_logits_to_keep_gives_the_same(causal):
     assert torch.allclose(response_logits(causal, *padded(3), 4), expected, atol=1e-5)
 
 
+@pytest.mark.detail("B4", "E5")
 def test_log_probs_are_tempered_and_in_float32(causal):
     # Detail E5, against float64; Detail B4, under a bfloat16 network.
     tokens_BT, mask_BT = padded(3)
@@ -131,6 +133,7 @@ def test_a_mask_of_numbers_is_an_error(causal):
         sequence_logits(causal, tokens_BT, mask_BT.long())
 
 
+@pytest.mark.detail("B1")
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_two_training_forwards_are_bit_identical(attn):
     # Detail B1. Dropout is on in this network until it is disabled.

@@ -35,6 +35,7 @@ def plain_scores(path, texts=TEXTS):
         return network(tokens_BT, attention_mask=mask_BT.long()).logits[:, 0]
 
 
+@pytest.mark.detail("D2")
 @torch.no_grad()
 def test_the_head_at_the_start():
     # Detail D2.
@@ -65,6 +66,7 @@ def test_the_trunk_is_a_copy(causal, scalar):
     assert torch.allclose(scalar.values(*rectangle(TEXTS[2:], width=8))[0], expected, atol=1e-4)
 
 
+@pytest.mark.detail("A7", "D4")
 @torch.no_grad()
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize(("left", "junk"), [(0, PAD), (3, PAD), (20, PAD), (20, 60), (5, 10**6)])
@@ -97,6 +99,7 @@ def test_moving_the_end_moves_the_score(scalar):
         )
 
 
+@pytest.mark.detail("E3", "F1")
 @torch.no_grad()
 def test_response_values_are_those_before_each_token(scalar):
     # Detail F1; Detail E3: the slot after EOS holds the score.
@@ -152,6 +155,7 @@ def test_the_saved_config_names_the_pad(scalar, tmp_path):
     assert config["architectures"] == [type(scalar.network).__name__]
 
 
+@pytest.mark.detail("A7")
 @torch.no_grad()
 def test_a_pad_without_an_embedding_row(causal, tmp_path):
     # Detail A7: embeddings are not resized for PAD.

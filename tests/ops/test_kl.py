@@ -18,6 +18,7 @@ def test_unbiased_estimators_average_to_the_divergence(estimator):
     assert sum(p * k for p, k in zip(P, estimate, strict=True)) == pytest.approx(exact)
 
 
+@pytest.mark.detail("F3")
 def test_signs():
     # Detail F3: k1 is negative where the reference is more sure than the policy.
     logp, logq = torch.tensor([P]).log(), torch.tensor([Q]).log()

@@ -36,6 +36,7 @@ def test_gathered_logprobs_and_entropy_against_the_definition(logits_BRV, temper
             assert entropy_BR[b, r].item() == pytest.approx(entropy, rel=1e-3, abs=2e-5)
 
 
+@pytest.mark.detail("E5")
 def test_temperature_gets_the_small_addend():
     # Detail E5: at temperature 0 only the 1e-7 is left.
     assert TEMPERATURE_EPS == 1e-7

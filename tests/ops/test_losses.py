@@ -29,6 +29,7 @@ numbers = st.floats(-3, 3)
 
 @settings(max_examples=80, deadline=None)
 @given(st.floats(-1, 1), numbers)
+@pytest.mark.detail("G2")
 def test_policy_loss_against_its_case_table(log_ratio, advantage):
     # A > 0 gains nothing from a ratio above 1.2, A < 0 nothing from a ratio below 0.8.
     ratio = math.exp(log_ratio)
@@ -58,6 +59,7 @@ def test_wider_upper_clip_and_dual_clip():
     assert positive.loss_BR.item() == pytest.approx(-1.2)
 
 
+@pytest.mark.detail("G2")
 def test_gradient_at_ratio_one_is_the_policy_gradient():
     logprobs = torch.tensor([[-1.0, -2.0, -0.5]], requires_grad=True)
     advantages = torch.tensor([[0.7, -1.3, 2.0]])
@@ -85,6 +87,7 @@ def test_junk_outside_the_masks_reaches_neither_loss_nor_gradient():
 
 @settings(max_examples=80, deadline=None)
 @given(numbers, numbers, numbers)
+@pytest.mark.detail("G3")
 def test_value_loss_against_its_definition(value, old, target):
     result = ppo_value_loss(cell(value), cell(old), cell(target), ONE, clip=0.2)
     near_old = min(max(value, old - 0.2), old + 0.2)
@@ -96,6 +99,7 @@ def test_value_loss_against_its_definition(value, old, target):
     assert unclipped.loss_BR.item() == pytest.approx(0.5 * errors[0], abs=1e-9)
 
 
+@pytest.mark.detail("D3")
 def test_bradley_terry():
     # Detail D3: a tie costs ln 2 and is not correct.
     chosen, rejected = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([1.0, 0.0, 2.0])
@@ -108,6 +112,7 @@ def test_bradley_terry():
     assert with_margin.correct_N.tolist() == [False, True, False]
 
 
+@pytest.mark.detail("D9")
 @pytest.mark.parametrize("kind", sorted(PAIR_LOSSES))
 def test_dpo_at_equal_policies(kind):
     # Detail D9: accuracy exactly 0 by the strict comparison.
@@ -158,6 +163,7 @@ def test_unknown_pair_loss():
         dpo(*[torch.zeros(1)] * 4, beta=0.1, kind="x")
 
 
+@pytest.mark.detail("C2")
 def test_target_mask_needs_a_real_predecessor():
     # Detail C2 right-padded, Q8 left-padded.
     real = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]]).bool()
@@ -166,6 +172,7 @@ def test_target_mask_needs_a_real_predecessor():
     assert target_mask(real, response).int().tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
 
 
+@pytest.mark.detail("C2")
 def test_cross_entropy_by_hand():
     # Detail C2: two rows, prompt tokens and the EOS (id 0) are targets, the pad is not.
     uniform, sure = [0.0, 0.0, 0.0], [math.log(8.0), 0.0, 0.0]

@@ -67,6 +67,7 @@ def test_whiten_against_numpy_on_the_selected_entries(case, unbiased, shift_mean
     assert (white[~mask] == 0.0).all()
 
 
+@pytest.mark.detail("F7")
 def test_whitened_values_have_masked_mean_0_and_biased_variance_1():
     # Detail F7, with pads that would shift both if they were counted.
     generator = torch.Generator().manual_seed(0)

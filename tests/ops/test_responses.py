@@ -24,6 +24,7 @@ CASES = [
 ]
 
 
+@pytest.mark.detail("F1")
 @pytest.mark.parametrize(("tokens", "last"), CASES)
 def test_masks_around_the_end(tokens, last):
     tokens_BR = torch.tensor([tokens])

@@ -38,6 +38,7 @@ def test_gae_against_the_definition(steps, gamma, lam):
     assert (returns - advantages)[0].tolist() == pytest.approx(values, abs=1e-9)
 
 
+@pytest.mark.detail("F5")
 def test_lambda_one_returns_are_the_rewards_to_come():
     # Detail F5.
     rewards = [0.5, -1.0, 2.0, 0.25]
@@ -83,6 +84,7 @@ def test_tokens_after_eos_change_nothing():
         assert clean.equal(dirty)
 
 
+@pytest.mark.detail("E8")
 def test_missing_eos_replaces_or_subtracts():
     scores = torch.tensor([2.0, 3.0, -50.0])
     has_eos = torch.tensor([True, False, False])

@@ -23,6 +23,7 @@ def lr_of(kind, step, total, **options):
 # --- schedules ----------------------------------------------------------------------------------
 
 
+@pytest.mark.detail("B3")
 @pytest.mark.parametrize(
     ("steps", "printed"),
     [
@@ -37,6 +38,7 @@ def test_the_second_cosine_rate_is_the_one_the_papers_code_printed(steps, printe
     assert lr_of("cosine", 0, steps) == 3e-6
 
 
+@pytest.mark.detail("B3")
 def test_the_linear_rate_of_ppo_ends_above_zero():
     # Detail B3: 1 - (u - 1) / N in update u = N.
     assert lr_of("linear", 1952, 1953) == pytest.approx(1.5361e-9, rel=1e-5)
@@ -89,6 +91,7 @@ def test_the_second_adamw_step_by_hand():
         assert weight.item() == pytest.approx(w, abs=1e-12)
 
 
+@pytest.mark.detail("B2")
 def test_adamw_decays_every_parameter_in_one_group(tiny_causal):
     # Detail B2: norms and biases too.
     model = tiny_causal()

@@ -67,6 +67,7 @@ def by_hand(rows):
     return sum(2 * 2 * (0.7 * x - y) * x for x, y in pairs) / len(pairs)
 
 
+@pytest.mark.detail("G4")
 @pytest.mark.parametrize("split", SPLITS)
 def test_global_gradient_does_not_depend_on_the_split(split):
     # Detail G4.
@@ -78,6 +79,7 @@ def test_global_gradient_does_not_depend_on_the_split(split):
     assert metrics["grad_norm"].value == pytest.approx(abs(found))
 
 
+@pytest.mark.detail("G4")
 @pytest.mark.parametrize("split", SPLITS)
 def test_micro_gradient_is_the_mean_of_micro_batch_means(split):
     # Detail G4: the paper's normaliser.

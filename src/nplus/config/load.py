@@ -119,6 +119,18 @@ def known_keys(model: type[Config] = RunConfig, prefix: str = "") -> Iterator[st
             yield from known_keys(component, f"{prefix}{name}.")
 
 
+def default_of(key: str) -> Any:
+    """The default of a dotted key, as JSON has it. Raises KeyError for an unknown key."""
+    *parents, leaf = key.split(".")
+    model: type[Config] | None = RunConfig
+    for name in parents:
+        model = _component(model, name) if model and name in model.model_fields else None
+    if model is None or leaf not in model.model_fields:
+        raise KeyError(key)
+    value = model.model_fields[leaf].get_default()
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _read_yaml(path: Path) -> Tree:
     try:
         text = path.read_text(encoding="utf-8")

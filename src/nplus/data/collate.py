@@ -96,7 +96,7 @@ def token_batch(
     response_weight: float = 1.0,
     multiple: int = 1,
 ) -> TokenBatch:
-    """Right-padded sequences; `loss_on="response"` leaves the query out of the loss (Detail A10).
+    """Right-padded sequences (Detail A9); `loss_on="response"` leaves the query out of the loss.
 
     Detail C2: with `"all"` every real token is a target but the first, which nothing predicts.
     """
@@ -125,7 +125,10 @@ def pair_rows(codec: Codec, comparisons: Sequence[Comparison]) -> list[PairRow]:
 
 
 def pair_batch(rows: Sequence[PairRow], *, pad_id: int, multiple: int = 1) -> PairBatch:
-    """Both sides of every pair right-padded to one width (Detail A9)."""
+    """Both sides of every pair right-padded to one width (Detail A9).
+
+    Detail A10: the response masks begin where the query ends and hold the EOS.
+    """
     lengths = [len(row.query) for row in rows]
     sides = [[*row.query, *row.chosen] for row in rows] + [
         [*row.query, *row.rejected] for row in rows

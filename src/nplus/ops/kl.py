@@ -34,7 +34,7 @@ def kl_per_token(
     estimator: str = "k1",
     clamp: float | None = None,
 ) -> Tensor:
-    """[B, R] nats: the estimate per token, exactly 0 outside `mask_BR`.
+    """[B, R] nats: the estimate per token (Detail F3), exactly 0 outside `mask_BR`.
 
     Positive where the policy gives the sampled token more probability than the reference.
     `clamp` bounds every estimate to +-clamp (some systems use 10; the paper none).

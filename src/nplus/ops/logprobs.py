@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,11 +13,13 @@ TEMPERATURE_EPS = 1e-7
 def temper(logits: Tensor, temperature: float | None) -> Tensor:
     """float32 `logits / (temperature + 1e-7)`; None leaves them unscaled (supervised, DPO).
 
+    float64 stays float64.
+
     Detail E5: the sampler, the reference and the training forward divide by the same number;
     where one of the three does not, the first ratio is not 1.
     Detail B4: log-softmax runs in float32 whatever the dtype of the model.
     """
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if temperature is None else logits / (temperature + TEMPERATURE_EPS)
 
 

@@ -42,7 +42,8 @@ def real() -> RunConfig:
         ),
         label=LabelConfig(kind="contrast", pairs=800, valid_pairs=200),
         reward=RewardConfig(
-            optim=OptimConfig(learning_rate=2e-5),
+            epochs=2,
+            optim=OptimConfig(learning_rate=5e-5, warmup_steps=3),
             batch=BatchConfig(batch_size=32, micro_batch_size=16),
             layout="shared",
             normalise_rows=100,

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nplus.algorithms import ppo
-from nplus.batches import Objective, PPOBatch, PromptBatch
+from nplus.batches import Objective, PPOBatch, PromptBatch, Rollout
 from nplus.config import PPOConfig
 from nplus.config.batch_plan import batch_plan
 from nplus.data.collate import WIDTH_MULTIPLE, prompt_batch
@@ -48,7 +48,8 @@ def minibatches(
 ) -> Iterator[list[PPOBatch]]:
     """Every epoch a fresh permutation, split into minibatches, each into micro-batches (Detail G1).
 
-    Within a minibatch rows are sorted by length: the sums do not care, the padding does.
+    Within a minibatch rows are sorted by length: the sums do not care, the padding does. A mean of
+    micro-batch means (`normalise=micro`) does care, and keeps the permutation's order.
     """
     whitens = cfg.whiten_advantages and cfg.whitening_scope == "minibatch"
     size = len(batch) // cfg.num_mini_batches
@@ -56,7 +57,9 @@ def minibatches(
     for epoch in range(cfg.num_ppo_epochs):
         order = torch.from_numpy(epoch_order(seed, f"ppo minibatches {step}", epoch, len(batch)))
         for index in order.split(size):
-            minibatch = batch.rows(index[torch.argsort(lengths_B[index].cpu(), stable=True)])
+            if cfg.normalise == "global":
+                index = index[torch.argsort(lengths_B[index].cpu(), stable=True)]
+            minibatch = batch.rows(index)
             if whitens:
                 minibatch = ppo.whitened(minibatch, cfg, all_sum)
             yield [trimmed(micro) for micro in minibatch.split(cfg.micro_batch_size)]
@@ -131,7 +134,10 @@ def make_critic(policy: PreTrainedModel, ctx: Context) -> Critic:
     cfg = ctx.config.ppo
     if cfg.value == "shared":
         init = "zero" if cfg.value_init == "zero" else "normal"
-        return SharedCritic(policy, init=init, seed=ctx.seed).to(ctx.device)
+        critic = SharedCritic(policy, init=init, seed=ctx.seed).to(ctx.device)
+        some_BT = torch.arange(4, device=ctx.device)[None]
+        critic.require_plain_head(some_BT, torch.ones_like(some_BT, dtype=torch.bool), 2)
+        return critic
     dropout = ctx.config.model.dropout
     if cfg.value_init == "reward":
         return ctx.scalar(ctx.dirs["reward"].model, dropout=dropout)
@@ -144,8 +150,35 @@ def make_critic(policy: PreTrainedModel, ctx: Context) -> Critic:
     return ctx.as_scalar(fresh, dropout=dropout)
 
 
+def sampled(
+    posts: list[Demonstration],
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    reward_model: ScalarModel,
+    ctx: Context,
+    step: int,
+) -> Rollout:
+    """One scored response to each post, from noise named after update and post (section E)."""
+    cfg = ctx.config.ppo
+    prompts: PromptBatch = prompt_batch(ctx.codec, posts).to(ctx.device)
+    return collect(
+        ctx.engine(policy),
+        prompts,
+        cfg.sampling,
+        noise(ctx.seed, f"ppo rollout {step}", prompts.keys, cfg.sampling).to(ctx.device),
+        policy=policy,
+        reference=reference,
+        score=lambda generation: rm_scores(reward_model, generation),
+        eos_id=ctx.codec.eos_id,
+        size=cfg.rollout_micro_batch_size,
+        old_logprobs=cfg.old_logprobs,
+        tempered=cfg.tempered,
+        stop_token=cfg.stop_token,
+    )
+
+
 def readable(
-    rollout: Any, responses: list[str], posts: list[Demonstration]
+    rollout: Rollout, responses: list[str], posts: list[Demonstration]
 ) -> list[dict[str, Any]]:
     """A few rows of a rollout for `samples/`."""
     kl_B = (rollout.logprobs_BR - rollout.ref_logprobs_BR).sum(1)
@@ -165,7 +198,10 @@ def readable(
 
 
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
-    """From SFT policy and reward model to `model/` and `critic/`, which starts as the RM (E3)."""
+    """From SFT policy and reward model to `model/` and `critic/`, which starts as the RM (E3).
+
+    Detail E1: the paper's set-up is the default of `PPOConfig`.
+    """
     cfg = ctx.config.ppo
     plan = batch_plan(cfg)
     posts = ctx.data.demonstrations("train")
@@ -185,30 +221,12 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     kl = ppo.KLController(cfg.kl_coef, target=cfg.kl_target, horizon=cfg.kl_horizon)
     modules = {"policy": policy, "critic": critic, "kl": kl}
     first = resume(where, modules=modules, optimizers=optimizers)
-    engine = ctx.engine(policy)
     with ctx.progress("ppo", plan.updates - first, "update") as bar:
         for step in range(first, plan.updates):
             began = time.monotonic()
             seed_dropout(ctx.config.model, ctx.seed, "ppo", step)
             chosen = prompts_of(posts, cfg, ctx, step)
-            prompts: PromptBatch = prompt_batch(ctx.codec, chosen).to(ctx.device)
-            rollout = collect(
-                engine,
-                prompts,
-                cfg.sampling,
-                noise(ctx.seed, f"ppo rollout {step}", prompts.keys, cfg.sampling).to(ctx.device),
-                policy=policy,
-                reference=reference,
-                score=lambda generation: rm_scores(reward_model, generation),
-                eos_id=ctx.codec.eos_id,
-                size=cfg.rollout_micro_batch_size,
-                old_logprobs=cfg.old_logprobs,
-                tempered=cfg.tempered,
-                stop_token=cfg.stop_token,
-            )
-            if step == 0 and isinstance(critic, SharedCritic):
-                tokens_BT, mask_BT = rollout.generation.sequences()
-                critic.require_plain_head(tokens_BT[:2], mask_BT[:2], 2)
+            rollout = sampled(chosen, policy, reference, reward_model, ctx, step)
             responses = texts(rollout.generation, ctx.codec.decode_response)
             valued = add_values(rollout, critic, size=cfg.rollout_micro_batch_size)
             batch, rollout_metrics = ppo.credit(

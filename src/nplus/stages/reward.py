@@ -11,6 +11,7 @@ from torch import Tensor
 from nplus.algorithms import reward
 from nplus.batches import Objective, PairBatch, SharedPairBatch
 from nplus.data.collate import WIDTH_MULTIPLE, PairRow, pair_batch, pair_rows, shared_pair_batch
+from nplus.data.comparisons import NEWS_SPLIT
 from nplus.evaluation.accuracy import accuracy_report, margin_records, share
 from nplus.metrics import values
 from nplus.models.scalar import ScalarModel
@@ -146,8 +147,20 @@ def gold_accuracy(
     return share(agree, decided)
 
 
+def validation_reports(rows: list[Comparison], found: list[float]) -> dict[str, dict[str, Any]]:
+    """Accuracy on held-out comparisons by margin: `validation`, and news apart where there is some,
+    since one pooled figure would hide how far the domains are from each other (Detail A11)."""
+    index = {"validation": [at for at, row in enumerate(rows) if row.split != NEWS_SPLIT]}
+    index[NEWS_SPLIT] = [at for at, row in enumerate(rows) if row.split == NEWS_SPLIT]
+    return {
+        name: accuracy_report([rows[at] for at in part], [found[at] for at in part])
+        for name, part in index.items()
+        if part or name == "validation"
+    }
+
+
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
-    """From the SFT policy and the comparisons to `model/`, with accuracy by group."""
+    """From the SFT policy (Detail D1) and the comparisons to `model/`, with accuracy by group."""
     comparisons = read_records(ctx.dirs["label"].comparisons, Comparison)
     rows = [row for row in comparisons if row.split == "train"]
     cfg = ctx.config.reward
@@ -170,7 +183,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     scores = RewardScorer(model, ctx.codec, shared=shared).pairs(held)
     found = margins(held, scores)
     write_records(where.margins, margin_records(held, found))
-    results["validation"] = accuracy_report(held, found)
+    results |= validation_reports(held, found)
     gold = ctx.gold()
     results["validation"]["gold_accuracy"] = gold_accuracy(held, scores, gold) if gold else None
     model.save(where.model, ctx.codec.tokenizer)

@@ -113,7 +113,10 @@ def train(
 
 
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
-    """From the pretrained toy or the named model to `model/`, with a copy test in the world."""
+    """From the pretrained toy or the named model to `model/`, with a copy test in the world.
+
+    Detail C1: the paper's set-up is the default of `SFTConfig`, over all demonstrations.
+    """
     cfg = ctx.config.sft
     model = ctx.policy(ctx.base_stage)
     demonstrations = ctx.data.demonstrations("train")[: cfg.max_rows]

@@ -1,0 +1,146 @@
+"""Every switch of `nplus details` is connected: flipped, the stage that it governs ends otherwise.
+
+Both sides run into one directory, so only what depends on the key runs twice.
+"""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXForCausalLM
+
+from nplus.config import ModelConfig, SamplingConfig
+from nplus.config.load import load_config
+from nplus.details import details
+from nplus.engines.kv import KVEngine
+from nplus.models.lm import load_causal_lm, response_logprobs
+from nplus.runs import content_hash
+
+SWITCHED = {entry.id: entry for entry in details() if entry.key is not None}
+STAGE = {"tokenizer": "sft", "model": "sft", "seed": "sft"}
+"""The stage that shows a key, by its component; otherwise the component is the stage."""
+STAGE_OF = {"A4": "sample", "A5": "sft", "A6": "sft"}
+FILES = ("data={file}", "label.kind=contrast", "evaluate.judge=reward", "sample=null")
+LOCAL = ("model.model_name_or_path={model}", "model.size=null", "tokenizer.vocab_size=null")
+ENDS = (
+    "ppo.sampling.temperature=4",  # so that some responses meet their EOS
+    "ppo.batch_size=16",
+    "ppo.total_episodes=16",
+    "ppo.micro_batch_size=8",
+)
+GIVEN = {
+    "A2": FILES,
+    "A3": ("data.max_query_tokens=100", "data.overlong=drop"),
+    "A5": (*FILES, *LOCAL, "pretrain=null", 'data.template="POST: {{post}}\\n\\nTL;DR:\\n"'),
+    "A8": ("data.max_response_tokens=20", "data.overlong=drop"),
+    "D9": ("dpo.beta=0.1", "dpo.batch.batch_size=8", "dpo.batch.micro_batch_size=4"),
+    "E2": ("ppo.total_episodes=36",),  # one pass is 32 prompts
+    "E7": (*ENDS, "ppo.sampling.stop=length"),
+    "F2": ENDS,
+    "F4": (*ENDS, "ppo.value_mask=response"),
+    "G1": ("ppo.micro_batch_size=2",),
+    "G2": ("ppo.optim.learning_rate=1e-2",),
+    "G3": ("ppo.optim.learning_rate=1e-2", "ppo.cliprange_value=0.001"),
+    "G4": (*ENDS, "ppo.micro_batch_size=4"),
+    "H1": ("evaluate.temperatures=[0.01]",),
+}
+"""Settings of both sides under which the switch shows in so small a run."""
+TIMES = ("seconds", "tokens_per_second", "time")
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k not in TIMES}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def observed(where):
+    """All that a stage leaves: results, journal and artefacts, without what a clock says."""
+    kept = {
+        path.name: content_hash(path)
+        for path in where.path.iterdir()
+        if path.name in ("model", "critic", "data") or path.suffix == ".jsonl"
+        if path.name != "journal.jsonl"
+    }
+    journal = [without_times(row) for row in where.journal_rows()]
+    results = without_times(json.loads(json.dumps(dict(where.manifest().results))))
+    return results, journal, kept
+
+
+@pytest.fixture(scope="module")
+def begun(finished, tmp_path_factory):
+    """A copy of the finished run to go on from."""
+    path = tmp_path_factory.mktemp("flips") / "run"
+    shutil.copytree(finished.path, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def posts(tmp_path_factory):
+    """A small file of posts and summaries."""
+    path = tmp_path_factory.mktemp("posts") / "posts.jsonl"
+    things = ("bike", "lamp", "cat", "car", "boat", "hat", "pan", "clock")
+    rows = [
+        {"id": f"p{i}", "post": f"My {thing} broke on day {i}. What now?", "title": f"The {thing}"}
+        | {"subreddit": "advice", "summary": f"The {thing} broke; what now?"}
+        for i in range(6)
+        for thing in things
+    ]
+    rows = [{**row, "id": f"{row['id']}-{n}"} for n, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("id", [id for id in SWITCHED if id not in ("B6", "E4")])
+def test_flipping_the_key_changes_the_result(id, begun, road_config, drive, posts):
+    entry = SWITCHED[id]
+    component = entry.key.partition(".")[0]
+    stage = STAGE_OF.get(id) or STAGE.get(component, component)
+    model = next(begun.glob("pretrain-*/model"))
+    given = [text.format(file=posts, model=model) for text in GIVEN.get(id, ())]
+    sides = []
+    for sets in (given, [*given, *entry.flip]):
+        config = load_config(road_config(), sets=sets)
+        root = drive(config, begun, until=stage)
+        sides.append(observed(root.stages()[stage]))
+    assert sides[0] != sides[1]
+
+
+def test_positions_of_an_absolute_position_model(tmp_path):
+    # B6: with rotary embeddings slots and real tokens differ by rounding alone.
+    torch.manual_seed(0)
+    tiny = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=2, n_head=2)
+    GPT2LMHeadModel(tiny).save_pretrained(tmp_path)
+    tokens_BT = torch.arange(2, 14)[None]
+    mask_BT = torch.arange(12)[None] >= 4
+    found = {}
+    for positions in ("real", "slots"):
+        cfg = ModelConfig(model_name_or_path=str(tmp_path), positions=positions)
+        model = load_causal_lm(cfg).eval()
+        found[positions], _ = response_logprobs(model, tokens_BT, mask_BT, 5, temperature=None)
+        alone, _ = response_logprobs(model, tokens_BT[:, 4:], mask_BT[:, 4:], 5, temperature=None)
+        same = torch.allclose(found[positions], alone, atol=1e-5)
+        assert same == (positions == "real")
+    assert not torch.allclose(found["real"], found["slots"], atol=1e-3)
+
+
+def test_sampling_to_the_full_length(tiny_causal, prompts_of_lengths, uniforms_for):
+    # E4: what follows EOS is sampled and kept; real tokens are the same.
+    model: GPTNeoXForCausalLM = tiny_causal(spread=0.02)
+    prompts = prompts_of_lengths([3, 5, 4, 6])
+    noise_BR = uniforms_for(prompts, 40)
+    engine = KVEngine(model, eos_id=0, pad_id=1)
+    by_stop = {
+        stop: engine.generate(
+            prompts, SamplingConfig(response_length=40, temperature=1.0, stop=stop), noise_BR
+        )
+        for stop in ("eos", "length")
+    }
+    short, full = by_stop["eos"], by_stop["length"]
+    mask_BR = short.response_mask_BR
+    assert torch.equal(mask_BR, full.response_mask_BR)
+    assert not mask_BR.all()
+    assert torch.equal(short.tokens_BR[mask_BR], full.tokens_BR[mask_BR])
+    assert (short.tokens_BR[~mask_BR] == 1).all()
+    assert not (full.tokens_BR[~mask_BR] == 1).all()
