@@ -10,6 +10,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,7 @@ from nplus.ops.losses import target_mask
 from nplus.ops.responses import contains_eos, response_mask_BR
 from nplus.records import Demonstration
 from nplus.rollout import add_values, collect, logprobs_of, rm_scores
+from nplus.seeding import take, uniform_grid
 from nplus.stages import ppo as ppo_stage
 from nplus.stages import reward as reward_stage
 from nplus.training.optim import Optimizer, schedule
@@ -490,3 +492,31 @@ def test_gathered_log_probs_are_those_of_the_right_columns(policy, rolled):
             expected = gather_logprobs(logits / 0.7, token)
             found = rollout.logprobs_BR[row, r]
             torch.testing.assert_close(found, expected[0], rtol=0.0, atol=1e-4)
+
+
+@pytest.mark.detail("B5")
+@pytest.mark.parametrize("world", [2, 8])
+def test_item_11_ranks_that_share_an_order_cover_the_data_once(world):
+    # Q1: with a permutation of its own per rank an epoch would cover about 1 - (1 - 1/world)^world.
+    rows, batch = 96, 16
+    steps = [take(7, "reward", rows, step * batch, batch) for step in range(rows // batch)]
+    local = batch // world
+    seen = [
+        set(np.concatenate([order[rank * local :][:local] for order in steps]).tolist())
+        for rank in range(world)
+    ]
+    assert sum(map(len, seen)) == rows
+    assert set().union(*seen) == set(range(rows))
+
+
+@pytest.mark.detail("B5")
+def test_item_11_ranks_draw_different_samples():
+    # Ranks hold different prompts, and noise is named by the prompt: no two rows are alike.
+    keys = [f"p{n}" for n in range(16)]
+    whole = uniform_grid(7, [("ppo rollout 0", key, 0) for key in keys], 5)
+    by_rank = [
+        uniform_grid(7, [("ppo rollout 0", key, 0) for key in keys[rank::2]], 5) for rank in (0, 1)
+    ]
+    for rank in (0, 1):
+        assert np.array_equal(by_rank[rank], whole[rank::2])
+    assert len(np.unique(whole, axis=0)) == len(keys)

@@ -16,6 +16,8 @@ from nplus.details import details
 from nplus.engines.kv import KVEngine
 from nplus.models.lm import load_causal_lm, response_logprobs
 from nplus.runs import content_hash
+from nplus.stages import evaluate as evaluate_stage
+from nplus.stages.drawing import Drawn
 
 SWITCHED = {entry.id: entry for entry in details() if entry.key is not None}
 STAGE = {"tokenizer": "sft", "model": "sft", "seed": "sft"}
@@ -33,7 +35,7 @@ GIVEN = {
     "A2": FILES,
     "A3": ("data.max_query_tokens=100", "data.overlong=drop"),
     "A5": (*FILES, *LOCAL, "pretrain=null", 'data.template="POST: {{post}}\\n\\nTL;DR:\\n"'),
-    "A8": ("data.max_response_tokens=20", "data.overlong=drop"),
+    "A8": ("data.max_response_tokens=36", "data.overlong=drop"),
     "D9": ("dpo.beta=0.1", "dpo.batch.batch_size=8", "dpo.batch.micro_batch_size=4"),
     "E2": ("ppo.total_episodes=36",),  # one pass is 32 prompts
     "E7": (*ENDS, "ppo.sampling.stop=length"),
@@ -92,8 +94,21 @@ def posts(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def inflected(monkeypatch):
+    """The policies answer with the reference, every word in another form."""
+
+    def draw(model, prompts, *args, **kwargs):
+        words = [" ".join(f"{word}s" for word in p.response.split()) for p in prompts]
+        return [Drawn(text, (5, 6, 0), True) for text in words]
+
+    monkeypatch.setattr(evaluate_stage, "draw", draw)
+
+
 @pytest.mark.parametrize("id", [id for id in SWITCHED if id not in ("B6", "E4")])
-def test_flipping_the_key_changes_the_result(id, begun, road_config, drive, posts):
+def test_flipping_the_key_changes_the_result(id, begun, road_config, drive, posts, request):
+    if id == "C3":  # so young a policy writes no word that stems to a reference's
+        request.getfixturevalue("inflected")
     entry = SWITCHED[id]
     component = entry.key.partition(".")[0]
     stage = STAGE_OF.get(id) or STAGE.get(component, component)
