@@ -4,6 +4,7 @@ Both sides run into one directory, so only what depends on the key runs twice.
 """
 
 import json
+import math
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXForCausalLM
 
 from nplus.config import ModelConfig, SamplingConfig
 from nplus.config.load import load_config
+from nplus.config.profiles import PROFILES
 from nplus.details import details
 from nplus.engines.kv import KVEngine
 from nplus.models.lm import load_causal_lm, response_logprobs
@@ -120,6 +122,16 @@ def test_flipping_the_key_changes_the_result(id, begun, road_config, drive, post
         root = drive(config, begun, until=stage)
         sides.append(observed(root.stages()[stage]))
     assert sides[0] != sides[1]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_trains(profile, begun, road_config, drive):
+    sets = [*ENDS, "ppo.value_learning_rate=1e-4", f"ppo.profile={profile}"]
+    root = drive(load_config(road_config(), sets=sets), begun, until="ppo")
+    (last,) = (row["metrics"] for row in root.stages()["ppo"].journal_rows())
+    assert all(math.isfinite(value) for value in last.values())
+    assert last["objective/kl"] == pytest.approx(0.0, abs=1e-3)
+    assert last["first_minibatch/ratio"] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_positions_of_an_absolute_position_model(tmp_path):
