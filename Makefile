@@ -10,8 +10,12 @@ INSTALLED := $(VENV)/.installed
 # One torch thread a worker: threads of several workers only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=10 -n $(JOBS) --dist loadfile
 
+# The systems that `make test-peers` compares with: an environment and a requirements file each.
+PEERS := .venv-peers
+PEER_NAMES := trl-1.12.0 trl-current
+
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart smollm test test-all details lint format types hooks
+.PHONY: help venv quickstart smollm test test-all test-peers details lint format types hooks
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +43,14 @@ test-all: $(INSTALLED)  ## All tests that this machine can run
 
 details: $(INSTALLED)  ## Write docs/details.md and which tests hold which detail
 	$(BIN)/python tests/details/generate.py
+
+test-peers: $(INSTALLED) $(PEER_NAMES:%=$(PEERS)/%/.installed)  ## The numbers against installed TRL
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=10 -m peers tests/peers
+
+$(PEERS)/%/.installed: tests/peers/requirements-%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet $(PIP_FLAGS) -r $<
+	touch $@
 
 lint: $(INSTALLED)  ## ruff check and format check
 	$(BIN)/ruff check src tests

@@ -63,6 +63,7 @@ def test_the_default_profile_is_what_the_defaults_say():
         ("verl", "normalise", "global"),
         ("paper", "optim.max_grad_norm", None),
         ("trl", "optim.max_grad_norm", None),
+        ("trl", "old_logprobs", "sampler"),
         ("openrlhf", "optim.max_grad_norm", 1.0),
         ("openai-2019", "value", "shared"),
         ("openai-2019", "value_init", "zero"),

@@ -11,6 +11,7 @@ from nplus.config import SamplingConfig
 from nplus.engines.kv import KVEngine
 from nplus.models.scalar import ScalarModel
 from nplus.rollout import add_values, collect, generate, trimmed
+from nplus.seeding import epoch_order
 from nplus.stages import ppo as ppo_stage
 from nplus.training.optim import Optimizer
 
@@ -171,6 +172,25 @@ def test_every_row_is_used_once_an_epoch(rollout_of, batch_of, prompts, stage_co
     assert len({frozenset(rows[i]) for i in (0, 2, 4)}) > 1  # a fresh permutation each time
     other = list(ppo_stage.minibatches(numbered, cfg, 1, 1))
     assert [[int(r) for m in micros for r in m.returns_BR[:, 0]] for micros in other] != rows
+
+
+@pytest.mark.detail("G4")
+@pytest.mark.parametrize(("normalise", "sorts"), [("global", True), ("micro", False)])
+def test_rows_are_sorted_only_where_sums_do_not_care(
+    normalise, sorts, rollout_of, batch_of, prompts, stage_context
+):
+    # A mean of micro-batch means depends on which rows share one: those of the permutation do.
+    batch = batch_of(rollout_of(prompts))
+    numbers = torch.arange(8.0).unsqueeze(1).expand_as(batch.returns_BR)
+    numbered = replace(batch, returns_BR=numbers.clone())
+    changed = {"batch_size": 8, "micro_batch_size": 2, "total_episodes": 8, "normalise": normalise}
+    cfg = stage_context(ppo=changed | {"num_mini_batches": 1, "num_ppo_epochs": 2}).config.ppo
+    lengths_B = batch.mask_BT.sum(1)
+    assert len(lengths_B.unique()) > 4
+    for epoch, micros in enumerate(ppo_stage.minibatches(numbered, cfg, 1, 0)):
+        rows = [int(r) for micro in micros for r in micro.returns_BR[:, 0]]
+        drawn = epoch_order(1, "ppo minibatches 0", epoch, 8).tolist()
+        assert rows == (sorted(drawn, key=lambda row: int(lengths_B[row])) if sorts else drawn)
 
 
 @pytest.mark.detail("F1")

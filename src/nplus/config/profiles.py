@@ -63,6 +63,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "whitening_scope": "rank",
         "missing_eos": "subtract",
         "normalise": "micro",
+        "old_logprobs": "sampler",
         "optim.adam_epsilon": 1e-8,
         "optim.weight_decay": 0.0,
     },

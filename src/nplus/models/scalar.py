@@ -104,8 +104,9 @@ class ScalarModel(torch.nn.Module):
         return self.network.base_model(**inputs).last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
-        """[...] float32 from [..., H]: head minus shift."""
-        return hidden.float() @ self.network.score.weight[0].float() - self.shift
+        """[...] float32 from [..., H]: head minus shift; float64 stays float64."""
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        return hidden.to(dtype) @ self.network.score.weight[0].to(dtype) - self.shift
 
     def values(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """[B, T] float32: the output at every position; meaningless, but finite, in padding."""
