@@ -77,6 +77,7 @@ def test_the_options_of_a_command_stay_a_handful():
         "check": {"--set", "--config", "--seed", "--world-size"},
         "recipes": set(),
         "report": set(),
+        "evaluate": {"--against"},
     }
 
 
@@ -191,3 +192,33 @@ def test_a_fault_of_ours_keeps_its_traceback(road):
     result = call("run", "toy")
     assert result.exit_code == 1
     assert result.exception is road.error
+
+
+def test_evaluate_against_hands_over_and_shows_where(road, monkeypatch, tmp_path):
+    given = []
+
+    def compare(root, file, console):
+        given.append((root.path.name, file.name))
+        return root.against("a" * 64)
+
+    against, shown = (ModuleType(f"nplus.{n}.against") for n in ("stages", "report"))
+    against.compare, shown.comparison = compare, lambda where: "PPO wins against them"
+    for module in (against, shown):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    RunRoot(Path("r")).write_index("toy", {}, {})
+    result = call("evaluate", "r", "--against", "theirs.jsonl")
+    assert result.exit_code == 0, result.output
+    assert given == [("r", "theirs.jsonl")]
+    for part in ("PPO wins against them", "kept in: r/against-aaaaaaaa", "report: r/report.html"):
+        assert part in result.stdout
+    assert "not a run directory" in refused("evaluate", "nowhere", "--against", "theirs.jsonl")
+
+
+def test_evaluate_refuses_bad_completions_with_exit_code_2(tmp_path):
+    RunRoot(Path("r")).write_index("toy", {}, {})
+    assert "no such file" in refused("evaluate", "r", "--against", "none.jsonl")
+    Path("bad.jsonl").write_text('{"id": "a", "summary": "x"}\n{broken\n', encoding="utf-8")
+    assert "bad.jsonl, line 2: not valid JSON" in refused("evaluate", "r", "--against", "bad.jsonl")
+    Path("ok.jsonl").write_text('{"id": "a", "summary": "x"}\n', encoding="utf-8")
+    assert "no finished evaluation" in refused("evaluate", "r", "--against", "ok.jsonl")
+    assert call("evaluate", "r").exit_code == 2

@@ -94,6 +94,22 @@ class Judgement:
     opponent_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """A reward model's score of a comparison's chosen response minus that of the other.
+
+    `source` names the comparisons; `id` and `policies` are the comparison's.
+    """
+
+    id: str
+    policies: tuple[str, str]
+    margin: float
+    source: str = ""
+    split: str = ""
+    batch: str = ""
+    confidence: int | None = None
+
+
 Winner = Literal["ours", "opponent", "tie", "invalid"]
 """Of a comparison: `responses[0]`, `responses[1]`, neither, or no usable answer."""
 
@@ -113,7 +129,9 @@ class Verdict:
     replies: tuple[str, ...] = ()
 
 
-Record = TypeVar("Record", Prompt, Demonstration, Completion, Comparison, Judgement, Verdict)
+Record = TypeVar(
+    "Record", Prompt, Demonstration, Completion, Comparison, Judgement, Margin, Verdict
+)
 
 
 def parse_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -10,7 +10,7 @@ from nplus.evaluation.accuracy import accuracy_report, share
 from nplus.evaluation.automatic import rouge
 from nplus.evaluation.winrate import summarise
 from nplus.records import Comparison, Judgement
-from nplus.stages.evaluate import System, wrong_fact_difference
+from nplus.stages.systems import System, wrong_fact_difference
 
 # --- accuracy -----------------------------------------------------------------------------------
 
@@ -37,6 +37,7 @@ def drawn():
     return rows, [draw.choice([-1.5, 0.0, 0.25, 2.0]) for _ in rows]
 
 
+@pytest.mark.detail("D6")
 def test_groups_weighted_by_their_counts_make_the_whole(drawn):
     # Detail D6.
     rows, margins = drawn
@@ -87,6 +88,7 @@ def judgement(score, other, tokens=10, other_tokens=12):
     return Judgement("t", "test", "ppo@0.7", "sft", "a", "b", score, other, tokens, other_tokens)
 
 
+@pytest.mark.detail("H4")
 def test_a_win_rate_row_by_hand():
     rows = [judgement(2.0, 1.0, 8), judgement(0.5, 0.0), judgement(1.0, 1.0), judgement(-1.0, 3.0)]
     found = summarise(rows)
@@ -112,6 +114,7 @@ def test_no_judgements_is_an_error():
 # --- ROUGE --------------------------------------------------------------------------------------
 
 
+@pytest.mark.detail("C3")
 def test_rouge_on_fixed_strings():
     # "the cat sat" against "the cat ran away": 2 of 3 and 2 of 4 words, 1 of 2 and 1 of 3 pairs.
     found = rouge(["the cat sat", "same words"], ["the cat ran away", "same words"])
@@ -120,6 +123,7 @@ def test_rouge_on_fixed_strings():
     assert found["rougeL"] == pytest.approx((4 / 7 + 1) / 2)
 
 
+@pytest.mark.detail("C3")
 def test_rouge_does_not_stem():
     assert rouge(["cats"], ["cat"])["rouge1"] == 0.0
 

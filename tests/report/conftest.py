@@ -92,6 +92,45 @@ def _rate(rate: float, n: int, half: float) -> dict[str, Any]:
     return {"rate": rate, "low": rate - half, "high": rate + half, "n": n}
 
 
+def _calibration(name: str) -> dict[str, Any]:
+    """Six bins of 0.5, the fifth of them empty."""
+    bins = []
+    for at, n in enumerate((300, 200, 90, 30, 0, 4)):
+        sure = 1 / (1 + math.exp(-(at + 0.5) / 2))
+        found = {"accuracy": sure - 0.03, "low": sure - 0.09, "high": sure + 0.02, "n": n}
+        found = found if n else {"accuracy": None, "low": None, "high": None, "n": 0}
+        head = {"from": at / 2, "to": (at + 1) / 2, "expected": sure, "confidence": sure}
+        bins.append({**head, **found, "control": found})
+    return {
+        "name": name,
+        "n": 627,
+        "ece": 0.0312,
+        "control_ece": 0.0124,
+        "outside": 3,
+        "bins": bins,
+    }
+
+
+def _by_length() -> list[dict[str, Any]]:
+    return [
+        {"from": at / 4 - 1, "to": at / 4 - 0.75, **_rate(0.3 + at / 20, 75, 0.1)}
+        for at in range(8)
+    ]
+
+
+def _token_rows() -> Iterator[dict[str, Any]]:
+    kinds = {1: "unchanged", 2: "marginal", 7: "shifted"}
+    for title in ("my roommate", EVIL):
+        tokens = [
+            {"text": text, "eos": False, "choice": text, "rank": rank, "kind": kinds[rank]}
+            | {"base": [" a", EVIL]}
+            for text, rank in ((" my", 1), (f" {EVIL}", 2), (" bike", 7))
+        ]
+        tokens.append({**tokens[0], "text": "", "eos": True})
+        head = {"policy": "ppo", "base": "sft", "id": "test-0", "top": 4}
+        yield {**head, "fields": {"title": title}, "tokens": tokens}
+
+
 def _evaluation() -> dict[str, Any]:
     wins, systems, wrong = [], [], []
     for split, n, drop in (("test", 600, 0.0), ("test_heldout", 300, 0.08)):
@@ -121,6 +160,7 @@ def _evaluation() -> dict[str, Any]:
                 found = _rate(rate - drop - 0.05 * (temperature > 0.5), n, 24 / n)
                 head = {"policy": policy, "opponent": opponent, "split": split}
                 matched = _rate(found["rate"] - 0.03, n, 30 / n)
+                matched |= {"slope": 1.5, "method": "logistic", "bins": _by_length()}
                 counts = {"wins": 360, "ties": 28, "losses": n - 388, "length_matched": matched}
                 lengths = {"tokens": 33.4, "opponent_tokens": 30.3, "temperature": temperature}
                 wins.append({**head, **found, **counts, **lengths})
@@ -139,8 +179,17 @@ def _evaluation() -> dict[str, Any]:
         "gold_accuracy": _rate(0.902, 1000, 0.019),
         "swap_accuracy": _rate(0.957, 600, 0.016),
         "bayes_accuracy": 0.8512,
+        "calibration": [_calibration("validation"), _calibration("news")],
         **groups,
     }
+    agreement = [
+        {"policy": policy, "opponent": "reference", "split": "test", "temperature": temperature}
+        | {**_rate(0.647, 600, 0.04), "ties": 100, "decided": _rate(0.776, 500, 0.04)}
+        for policy in ("sft", "ppo")
+        for temperature in (0.01, 0.7)
+    ]
+    shares = {"unchanged": 0.848, "marginal": 0.084, "shifted": 0.068}
+    tokens = {name: _rate(rate, 132, 0.03) for name, rate in shares.items()}
     return {
         "judge": "gold",
         "split": "test",
@@ -149,6 +198,11 @@ def _evaluation() -> dict[str, Any]:
         "win_rates": wins,
         "wrong_facts_ppo_minus_sft": wrong,
         "reward_model": reward_model,
+        "agreement": agreement,
+        "token_view": [
+            {"policy": "ppo", "base": "sft", "responses": 6, "tokens": 132, "top": 4}
+            | {"mean_rank": 1.47, **tokens}
+        ],
         "copy": {slot: 0.9 + i / 100 for i, slot in enumerate(SLOTS)},
         "verdict": "PPO beats the reference: 62.3% of 600 test posts.",
     }
@@ -204,8 +258,12 @@ def _build(path: Path, *, stages: tuple[str, ...] = STAGES, rows: int = 12) -> R
             where.model.mkdir()
             (where.model / "model.safetensors").write_bytes(b"weights")
         if name == "evaluate":
-            lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in _rows(rows, dice))
-            (where.path / "table.jsonl").write_text("".join(lines), encoding="utf-8")
+            for path, found in (
+                (where.table, _rows(rows, dice)),
+                (where.token_view, _token_rows()),
+            ):
+                lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in found)
+                path.write_text("".join(lines), encoding="utf-8")
         results = {"evaluate": _evaluation(), "reward": {"shift": 0.25, "steps": 125}}
         Manifest(
             stage=name,

@@ -10,7 +10,14 @@ from rich.console import Console
 from nplus.report import verdict, write_cards
 from nplus.report.card import base_model
 from nplus.report.collect import collect
-from nplus.report.tables import headline, plain, span, wrong_facts_line
+from nplus.report.tables import (
+    agreement_line,
+    headline,
+    implicit_line,
+    plain,
+    span,
+    wrong_facts_line,
+)
 
 
 def show(root, width=80):
@@ -135,3 +142,38 @@ def test_a_reward_model_as_judge_is_called_that(make_run):
 
 def test_numbers_that_are_not_there_are_dashes():
     assert {plain(None), plain(float("nan")), span(None), span({"rate": None})} == {"\u2013"}
+
+
+def test_dpo_is_told_like_ppo_and_after_it(make_run):
+    root = make_run()
+    found = collect(root).evaluation
+    rows = found["win_rates"]
+    dpo = [{**r, "policy": "dpo", "rate": 0.111} for r in rows if r["policy"] == "ppo"]
+    facts = [{"value": 0.03, "low": 0.01, "high": 0.05, "split": "test"}]
+    change(root, "evaluate", win_rates=[*dpo, *rows], wrong_facts_dpo_minus_sft=facts, verdict="")
+    text = show(root)
+    assert text.index("PPO: win rates") < text.index("DPO: win rates") < text.index("SFT: win")
+    assert "DPO states more wrong facts than SFT: +3.0 points" in " ".join(text.split())
+    assert headline(collect(root)).startswith("PPO is better than the reference")
+    change(root, "evaluate", win_rates=dpo)
+    assert headline(collect(root)).startswith("DPO is ")
+
+
+@pytest.mark.detail("D9")
+def test_the_implicit_reward_stands_beside_the_reward_model():
+    accuracy = {"rate": 0.621, "low": 0.6, "high": 0.64, "n": 1000}
+    found = {"implicit_reward": {"accuracy": accuracy, "minus_reward_model": None}}
+    assert implicit_line(found) == (
+        "DPO's implicit reward agrees with 62.1% [60.0, 64.0] of the same labels."
+    )
+    found["implicit_reward"]["minus_reward_model"] = {"value": -0.007, "low": -0.02, "high": 0.006}
+    assert "-0.7 points [-2.0, +0.6] beside the reward model" in implicit_line(found)
+    assert implicit_line({"implicit_reward": None}) == implicit_line({}) == ""
+
+
+@pytest.mark.detail("D7")
+def test_agreement_is_told_of_the_main_policy_against_the_references(make_run):
+    found = dict(collect(make_run()).evaluation)
+    assert "the same of PPO's summary and the reference on 64.7%" in agreement_line(found)
+    found["agreement"] = [{**r, "policy": "sft"} for r in found["agreement"]]
+    assert agreement_line(found) == ""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
@@ -73,6 +74,8 @@ def test_the_numbers_of_the_run_are_on_the_page(page):
         "85.1%",  # Bayes
         "95.7% [94.1, 97.3]",  # swaps
         "-2.1 points [-3.4, -0.8]",  # wrong facts
+        "64.7% [60.7, 68.7] of 600 posts; where the judge does not tie, on 77.6%",  # agreement
+        "84.8% [81.8, 87.8] of the tokens of 6 responses",  # token view
         "0.347",  # ROUGE-L
         "612.3",  # seconds of a stage
         "1.91",  # peak memory
@@ -190,3 +193,51 @@ def test_outline_reads_as_yaml():
     config = {"a": {"b": 3e-5, "c": None, "d": [1, 2]}, "e": "x: y", "f": {}, "g": True, "h": "toy"}
     read = yaml.safe_load(outline(config))
     assert {**read, "a": {**read["a"], "b": float(read["a"]["b"])}} == config
+
+
+@pytest.mark.detail("H5")
+def test_tokens_are_coloured_by_class_and_told_on_a_touch(html):
+    found = re.findall(
+        r'<span class="tok ([a-z ]+)" tabindex="0" data-tip="([^"]*)">([^<]*)</span>', html
+    )
+    assert [(kind, text) for kind, _, text in found[:4]] == [
+        ("unchanged", " my"),
+        ("marginal", " &lt;script&gt;alert(&#39;post&#39;)&lt;/script&gt;"),
+        ("shifted", " bike"),
+        ("unchanged eos", "EOS"),
+    ]
+    assert len(found) == 8
+    assert unescape(found[2][1]).startswith("first choice ' bike', rank 7 for SFT, whose own are")
+    legend = re.search(r'<p class="legend">.*?</p>', html)[0]
+    assert "SFT&#39;s choice 2 to 3" in legend
+    assert "SFT&#39;s choice 4 or later" in legend
+    style = (HERE / "page.css").read_text()
+    light, dark = style.split("@media (prefers-color-scheme: dark)", 1)
+    for name in ("--t1", "--t2", "--t3"):
+        assert name in light
+        assert name in dark
+
+
+def test_a_run_without_dpo_says_nothing_of_it(html):
+    assert "DPO" not in html.split("<script", 1)[0]
+
+
+def test_completions_from_elsewhere_are_shown_with_what_was_left_out(make_run):
+    root = make_run()
+    where = root.against("c" * 64)
+    where.path.mkdir()
+    evaluate = root.stages()["evaluate"].manifest()
+    row = {"policy": "ppo", "opponent": "<b>.jsonl", "split": "test", "temperature": 0.01}
+    row |= {"wins": 3, "ties": 1, "losses": 0, "n": 4, "rate": 0.875, "low": 0.5, "high": 0.9}
+    results = {"name": "<b>.jsonl", "judge": "gold", "win_rates": [row], "read": 9, "unmatched": 4}
+    results |= {"matched": {"test": 4}, "duplicates": 1, "other_query": 2}
+    inputs = ({"role": "evaluate", "path": "", "hash": evaluate.key},)
+    replace(evaluate, stage="against", results=results, inputs=inputs).write(where.manifest_path)
+    text = " ".join(" ".join(scan(root).text).split())
+    for part in (
+        "87.5% [50.0, 90.0]",
+        "<b>.jsonl: 9 rows, 4 test posts compared; 4 match no post of the verdict; 1 are of a post",
+        "2 rows have a post's id but another query",
+        where.path.name,
+    ):
+        assert part in text, part

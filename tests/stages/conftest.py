@@ -41,7 +41,7 @@ def road_config():
         for name in {*sizes, *changed}:
             given = changed.get(name, {})
             if isinstance(given, dict):
-                tree[name] = tree[name] | sizes.get(name, {}) | given
+                tree[name] = (tree[name] or {}) | sizes.get(name, {}) | given
             else:
                 tree[name] = given
         tree["sample"]["response_length"] = LENGTH

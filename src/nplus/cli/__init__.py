@@ -1,4 +1,4 @@
-"""The command line: `nplus run|check|recipes|report`. Heavy imports stay inside the commands."""
+"""The command line: `nplus run|check|report|...`. Heavy imports stay inside the commands."""
 
 from nplus.cli.main import app
 

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from nplus import __version__
-from nplus.cli import check, run
+from nplus.cli import check, evaluate, run
 from nplus.records import InputError
 
 
@@ -76,3 +76,4 @@ app.command("run")(run.run)
 app.command("check")(check.check)
 app.command("recipes")(check.recipes)
 app.command("report")(run.report)
+app.command("evaluate")(evaluate.evaluate)

@@ -96,6 +96,18 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def read_config(tree: Mapping[str, Any], source: str) -> RunConfig:
+    """The config that `dump_yaml` or a run's index holds; InputError where it does not fit this
+    version of nplus."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(
+            f"{source}: its settings are not those of this version of nplus "
+            f"({'; '.join(explain(error))}); run it again"
+        ) from error
+
+
 def explain(error: ValidationError) -> list[str]:
     """One line for each problem of a pydantic error: key, given value and what is wanted."""
     lines = []

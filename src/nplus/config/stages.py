@@ -111,6 +111,7 @@ class EvaluateConfig(Config):
     token_view_rows: int = Field(6, ge=0)
     """Responses shown token by token: what alignment changed (Detail H5)."""
     token_view_top: int = Field(4, ge=2)
-    """How many of the base model's first choices count as marginal (Detail H5)."""
+    """k of the token view: of the base model's choices, the first is unchanged, the second to k-1st
+    marginal, the k-th and later shifted (Detail H5, quirk Q13)."""
     judge: Literal["gold", "reward"] = "gold"
     """`gold`: the world's scorer; `reward`: the reward model, for text without a gold scorer."""

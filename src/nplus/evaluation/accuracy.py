@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nplus.records import Comparison
+from nplus.records import Comparison, Margin
 from nplus.stats import wilson
+
+VALIDATION = "validation"
+"""The source of the held-out comparisons of a run's own labels."""
 
 
 def share(successes: int, n: int) -> dict[str, float]:
@@ -18,8 +21,8 @@ def share(successes: int, n: int) -> dict[str, float]:
 def accuracy_report(rows: Sequence[Comparison], margins: Sequence[float]) -> dict[str, Any]:
     """Share of positive margins (score of the chosen response minus the other's), strictly.
 
-    Overall, per split, per batch, per policy pair and per confidence; rows without a confidence are
-    left out of that table only.
+    Detail D6: overall, per split, per batch, per policy pair and per confidence, each with a 95%
+    Wilson interval; rows without a confidence are left out of that table only.
     """
 
     def grouped(name: Callable[[Comparison], str | None]) -> list[dict[str, Any]]:
@@ -28,10 +31,7 @@ def accuracy_report(rows: Sequence[Comparison], margins: Sequence[float]) -> dic
             key = name(row)
             if key is not None:
                 groups.setdefault(key, []).append(margin > 0)
-        return [
-            {"name": key, "accuracy": sum(hits) / len(hits), "n": len(hits)}
-            for key, hits in sorted(groups.items())
-        ]
+        return [_group(key, hits) for key, hits in sorted(groups.items())]
 
     return {
         "accuracy": share(sum(margin > 0 for margin in margins), len(margins)),
@@ -42,3 +42,26 @@ def accuracy_report(rows: Sequence[Comparison], margins: Sequence[float]) -> dic
             lambda row: None if row.confidence is None else str(row.confidence)
         ),
     }
+
+
+def _group(name: str, hits: Sequence[bool]) -> dict[str, Any]:
+    found = share(sum(hits), len(hits))
+    return {"name": name, "accuracy": found.pop("rate"), **found}
+
+
+def margin_records(
+    rows: Sequence[Comparison], margins: Sequence[float], source: str = VALIDATION
+) -> list[Margin]:
+    """What `margins.jsonl` holds of scored comparisons."""
+    return [
+        Margin(
+            id=row.id,
+            policies=row.policies,
+            margin=margin,
+            source=source,
+            split=row.split,
+            batch=row.batch,
+            confidence=row.confidence,
+        )
+        for row, margin in zip(rows, margins, strict=True)
+    ]

@@ -11,9 +11,8 @@ from typing import Any
 from nplus.records import InputError, parse_lines
 from nplus.runs import Manifest, RunRoot, StageDir
 
-ORDER = ("data", "pretrain", "sft", "sample", "label", "reward", "ppo", "evaluate")
-SYSTEMS = ("reference", "sft", "ppo")
-TABLE = "table.jsonl"
+ORDER = ("data", "pretrain", "sft", "sample", "label", "dpo", "reward", "ppo", "evaluate")
+SYSTEMS = ("reference", "sft", "ppo", "dpo")
 
 Row = Mapping[str, Any]
 
@@ -69,6 +68,10 @@ class RunView:
     stages: Mapping[str, StageView]
     table: tuple[Row, ...]
     notes: tuple[str, ...]
+    tokens: tuple[Row, ...] = ()
+    """The token view's rows (Detail H5)."""
+    against: tuple[Row, ...] = ()
+    """Results of comparisons with completions from elsewhere, of this evaluation."""
 
     @property
     def name(self) -> str:
@@ -104,8 +107,10 @@ def collect(root: RunRoot) -> RunView:
     names = sorted(dirs, key=lambda n: ORDER.index(n) if n in ORDER else len(ORDER))
     stages = {name: _stage(name, dirs[name], notes) for name in names}
     table: tuple[Row, ...] = ()
+    tokens: tuple[Row, ...] = ()
     if "evaluate" in dirs:
-        table = tuple(_table(dirs["evaluate"].path / TABLE, notes))
+        table = tuple(_table(dirs["evaluate"].table, notes))
+        tokens = tuple(_table(dirs["evaluate"].token_view, notes))
     return RunView(
         path=root.path,
         recipe=str(index.get("recipe", "")),
@@ -113,7 +118,19 @@ def collect(root: RunRoot) -> RunView:
         stages=stages,
         table=table,
         notes=tuple(notes),
+        tokens=tokens,
+        against=tuple(_against(root, stages.get("evaluate"))),
     )
+
+
+def _against(root: RunRoot, evaluation: StageView | None) -> Iterator[Row]:
+    """Comparisons that were made with this very evaluation; older ones stay on disk."""
+    key = evaluation.manifest.key if evaluation and evaluation.manifest else None
+    for where in root.all_against():
+        manifest = where.manifest()
+        inputs = manifest.inputs if manifest else ()
+        if manifest and {"evaluate": key} in [{i["role"]: i["hash"]} for i in inputs]:
+            yield {**manifest.results, "folder": where.path.name}
 
 
 def _stage(name: str, where: StageDir, notes: list[str]) -> StageView:

@@ -1,6 +1,6 @@
 """Figures as inline SVG whose colours are CSS variables: one drawing serves light and dark.
 
-matplotlib draws in stand-in colours, which `_inline` replaces by `var(--...)`; text stays text, in
+matplotlib draws in stand-in colours, which `inline` replaces by `var(--...)`; text stays text, in
 the page's font.
 """
 
@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nplus.report.collect import Curve, RunView, number
-from nplus.report.tables import plain, span, split_name, ties, win_rows
+from nplus.report.tables import plain, policy_name, span, split_name, system_name, ties, win_rows
 from nplus.stats import wilson
 
 INK, AXIS, GRID, PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
@@ -129,6 +129,19 @@ PLANS = (
     _ppo("Learning rate", "Policy.", ("lr", "lr", GREEN)),
     Plan("pretrain", "Pretraining loss", "Nats per token.", (("loss/train", "loss", BLUE),)),
     Plan("sft", "SFT loss", "Nats per token.", (("loss/train", "loss", BLUE),)),
+    Plan("dpo", "DPO loss", "Per pair; ln 2 at the start.", (("loss/train", "loss", BLUE),)),
+    Plan(
+        "dpo",
+        "Implicit reward accuracy",
+        "On training batches; 0 at the start, where all tie.",
+        (("rewards/accuracies", "accuracy", GREEN),),
+    ),
+    Plan(
+        "dpo",
+        "Implicit rewards",
+        "beta times the log-ratio to SFT.",
+        (("rewards/chosen", "chosen", BLUE), ("rewards/rejected", "rejected", ORANGE)),
+    ),
     Plan("reward", "Reward model loss", "Bradley-Terry.", (("loss/train", "loss", BLUE),)),
     Plan(
         "reward",
@@ -145,7 +158,7 @@ def win_rates(evaluation: Mapping[str, Any]) -> list[Panel]:
     rows = win_rows(evaluation)
     panels = []
     for policy, opponent in dict.fromkeys((r.get("policy"), r.get("opponent")) for r in rows):
-        dots = [
+        drawn = [
             Dot(
                 label=f"{split_name(r)}, T {r.get('temperature')}",
                 meta=f"n {plain(r.get('n'), 0)}, ties {ties(r)}, "
@@ -159,27 +172,26 @@ def win_rates(evaluation: Mapping[str, Any]) -> list[Panel]:
         panels.append(
             Panel(
                 f"wins-{policy}-{opponent}",
-                f"{str(policy).upper()} against {_title(opponent)}",
+                f"{policy_name({'policy': policy})} against {system_name(opponent)}",
                 "Win rate, ties half, with 95% interval; hollow: at matched length.",
-                _dots(dots, {0.5: "50%"}, f"wins-{policy}-{opponent}"),
+                dots(drawn, {0.5: "50%"}, f"wins-{policy}-{opponent}"),
             )
         )
     return panels
 
 
-def _title(opponent: Any) -> str:
-    return "SFT" if opponent == "sft" else f"the {opponent}"
-
-
 def reward_model(evaluation: Mapping[str, Any]) -> list[Panel]:
-    """Accuracy of the reward model: against labels, gold and swaps, and by group."""
-    found = evaluation.get("reward_model") or {}
+    """Accuracy of the reward model: against labels, gold and swaps, and by group; with DPO, that of
+    its implicit reward on the same labels (Detail D9)."""
+    found = dict(evaluation.get("reward_model") or {})
+    found["implicit"] = (evaluation.get("implicit_reward") or {}).get("accuracy")
     kinds = (
         ("accuracy", "against the labels"),
         ("gold_accuracy", "against the gold order"),
         ("swap_accuracy", "true fact over a swapped one"),
+        ("implicit", "DPO's implicit reward, against the labels"),
     )
-    dots = [
+    drawn = [
         Dot(label, f"n {plain(found[key].get('n'), 0)}" if found[key].get("n") else "", found[key])
         for key, label in kinds
         if found.get(key) and number(found[key].get("rate")) is not None
@@ -188,9 +200,9 @@ def reward_model(evaluation: Mapping[str, Any]) -> list[Panel]:
     if (bayes := number(found.get("bayes_accuracy"))) is not None:
         lines[bayes] = f"Bayes {100 * bayes:.0f}%"
     panels = []
-    if dots:
+    if drawn:
         note = "Validation comparisons, 95% intervals."
-        panels.append(Panel("rm", "Accuracy", note, _dots(dots, lines, "rm")))
+        panels.append(Panel("rm", "Accuracy", note, dots(drawn, lines, "rm")))
     for key, title in (
         ("by_source", "Accuracy on comparisons of other writers"),
         ("by_batch", "Accuracy by batch"),
@@ -200,14 +212,14 @@ def reward_model(evaluation: Mapping[str, Any]) -> list[Panel]:
     ):
         groups = [_group(g) for g in found.get(key) or () if number(g.get("accuracy")) is not None]
         if groups:
-            panels.append(Panel(key, title, "95% intervals.", _dots(groups, {0.5: "50%"}, key)))
+            panels.append(Panel(key, title, "95% intervals.", dots(groups, {0.5: "50%"}, key)))
     return panels
 
 
 def _group(group: Mapping[str, Any]) -> Dot:
     rate, n = float(group["accuracy"]), number(group.get("n"))
-    row: dict[str, Any] = {"rate": rate}
-    if n:
+    row: dict[str, Any] = {"rate": rate, "low": group.get("low"), "high": group.get("high")}
+    if n and row["low"] is None:  # a run of an older version
         _, row["low"], row["high"] = wilson(rate * n, n)
     return Dot(f"{group.get('name')}, n {plain(n, 0)}", "", row)
 
@@ -222,21 +234,21 @@ class Dot:
     second: Mapping[str, Any] | None = None
 
 
-def _dots(dots: Sequence[Dot], lines: Mapping[float, str], name: str) -> str:
+def dots(rows: Sequence[Dot], lines: Mapping[float, str], name: str) -> str:
     """Horizontal dots with intervals on a 0-100% axis; every row carries its own text above it."""
-    pitch = 46 if any(d.meta for d in dots) else 32
-    height = pitch * len(dots) + 48
+    pitch = 46 if any(d.meta for d in rows) else 32
+    height = pitch * len(rows) + 48
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH, height / 72))
         ax = figure.add_axes((0.02, 24 / height, 0.96, 1 - 44 / height))
-        ax.set(xlim=(0, 1), ylim=(len(dots) * pitch + 4, 0), yticks=[])
+        ax.set(xlim=(0, 1), ylim=(len(rows) * pitch + 4, 0), yticks=[])
         ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100%"])
         ax.get_xticklabels()[-1].set_ha("right")
         ax.spines["left"].set_visible(False)
         ax.grid(visible=False)
         for x, label in lines.items():
             ax.annotate(label, (x, 0), (0, 5), textcoords="offset points", ha="center", color=AXIS)
-        for index, dot in enumerate(dots):
+        for index, dot in enumerate(rows):
             top = index * pitch
             ends = (top + pitch - 14, top + pitch)  # clear of the text
             ax.vlines((0, 0.25, 0.5, 0.75, 1), *ends, color=GRID, linewidth=0.8)
@@ -248,7 +260,7 @@ def _dots(dots: Sequence[Dot], lines: Mapping[float, str], name: str) -> str:
             _interval(ax, dot.row, top + pitch - (10 if dot.second else 7), BLUE, hollow=False)
             if dot.second:
                 _interval(ax, dot.second, top + pitch - 4, ORANGE, hollow=True)
-        return _inline(figure, name)
+        return inline(figure, name)
 
 
 def _interval(ax: Axes, row: Mapping[str, Any], y: float, colour: str, *, hollow: bool) -> None:
@@ -288,7 +300,7 @@ def _curves(series: Sequence[tuple[Curve, str, str]], step: str, name: str) -> s
         ax.margins(x=0.01)
         if len(series) > 1:
             ax.legend(loc="best", handlelength=1.2)
-        return _inline(figure, name)
+        return inline(figure, name)
 
 
 def _line(ax: Axes, x: np.ndarray, y: np.ndarray, label: str, colour: str) -> None:
@@ -319,46 +331,7 @@ def smooth(y: np.ndarray) -> np.ndarray:
     return (total[high] - total[low]) / (high - low)
 
 
-def over_optimisation(run: RunView) -> Panel | None:
-    """Proxy and gold score against the square root of KL (Gao et al., 2022); None without both."""
-    kl = run.curve("ppo", "objective/kl")
-    kinds = (("objective/gold", "gold", GREEN), ("objective/scores", "proxy (reward model)", BLUE))
-    drawn = [(found, label, c) for m, label, c in kinds if (found := run.curve("ppo", m))]
-    if kl is None or not drawn:
-        return None
-    distance = dict(zip(kl.steps, np.sqrt(np.maximum(kl.values, 0.0)), strict=True))
-    name, note = "over-optimisation", "Each dot an update; the line is their running mean."
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(WIDTH, (70 + 135 * len(drawn)) / 72), layout="constrained")
-        axes = np.atleast_1d(figure.subplots(len(drawn), sharex=True))
-        for ax, (curve, label, colour) in zip(axes, drawn, strict=True):
-            steps = [s for s in curve.steps if s in distance]
-            known = dict(zip(curve.steps, curve.values, strict=True))
-            x, y = np.array([distance[s] for s in steps]), np.array([known[s] for s in steps])
-            if not len(x):
-                continue
-            ax.plot(x, y, "o", color=colour, markersize=2.6, alpha=0.45, markeredgewidth=0)
-            line_x, line_y = smooth(x), smooth(y)
-            ax.plot(line_x, line_y, color=colour, linewidth=1.8)
-            ax.set_title(label, loc="left", fontsize=10.5, color=INK)
-            if label == "gold":
-                best = int(np.argmax(line_y))
-                _mark(axes, ax, line_x[best], line_y[best])
-                note += f" Best gold {line_y[best]:.2f} at update {steps[best]:,}"
-                note += f", KL {line_x[best] ** 2:.1f}"
-                note += f"; at the end {line_y[-1]:.2f}." if best < len(steps) - 1 else ", the end."
-        axes[-1].set_xlabel("√KL from SFT")
-        return Panel(name, "Score against distance", note, _inline(figure, name))
-
-
-def _mark(axes: Sequence[Axes], ax: Axes, x: float, y: float) -> None:
-    for each in axes:
-        each.axvline(x, color=AXIS, linewidth=1, dashes=(4, 3))
-    ax.plot(x, y, "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, zorder=5)
-    ax.annotate("best gold", (x, y), (8, 9), textcoords="offset points", annotation_clip=False)
-
-
-def _inline(figure: Figure, name: str) -> str:
+def inline(figure: Figure, name: str) -> str:
     """The figure as bare `<svg>` markup: no prolog, metadata or fonts; colours as variables."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})

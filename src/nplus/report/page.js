@@ -2,7 +2,9 @@
 // The browsable table. Text from the run is only ever set as textContent.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const names = [["reference", "Reference"], ["sft", "SFT"], ["ppo", "PPO"]];
+  const all = [["reference", "Reference"], ["sft", "SFT"], ["ppo", "PPO"], ["dpo", "DPO"]];
+  const names = all.filter(([n]) => data.rows.some((row) => row.s[n]));
+  const main = names.some(([n]) => n === "ppo") ? "ppo" : "dpo";
   const perPage = window.innerWidth < 600 ? 10 : 20;
   const at = (id) => document.getElementById(id);
   const inputs = ["search", "subreddit", "split", "temperature", "won", "sort"].map((n) => at("f-" + n));
@@ -31,12 +33,15 @@
     row.find = [post.id, post.title, post.post, ...texts].join("\n").toLowerCase();
   }
   const score = (row, name) => (row.s[name] ? row.s[name].score : null);
-  const gain = (row) => (score(row, "ppo") ?? 0) - (score(row, "sft") ?? 0);
-  const tokens = (row) => (row.s.ppo ? row.s.ppo.tokens : 0);
+  const gain = (row) => (score(row, main) ?? 0) - (score(row, "sft") ?? 0);
+  const tokens = (row) => (row.s[main] ? row.s[main].tokens : 0);
   const orders = { gain: (a, b) => gain(b) - gain(a), loss: (a, b) => gain(a) - gain(b), long: (a, b) => tokens(b) - tokens(a) };
 
   const happened = (row, what) => {
-    if (what === "wrong") return Boolean(row.s.ppo && row.s.ppo.wrong.length);
+    if (what.endsWith("!")) {
+      const s = row.s[what.slice(0, -1)];
+      return Boolean(s && s.wrong.length);
+    }
     const tie = what.includes("=");
     const [a, b] = what.split(tie ? "=" : ">").map((n) => score(row, n));
     if (a === null || b === null) return false;

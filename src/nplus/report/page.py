@@ -16,11 +16,13 @@ from typing import Any
 
 import jinja2
 
-from nplus.report import figures
+from nplus.report import analyses, figures
+from nplus.report.against import against_rows, coverage
 from nplus.report.collect import SYSTEMS, Row, RunView, StageView, collect, number
 from nplus.report.tables import (
     DASH,
     NAMES,
+    TUNED,
     compared,
     headline,
     headline_rows,
@@ -28,6 +30,7 @@ from nplus.report.tables import (
     plain,
     sentences,
     span,
+    system_name,
     ties,
     win_rows,
 )
@@ -39,7 +42,7 @@ MAX_ROWS = 4000
 SHOWN_STEPS = 8
 SHOWN_SAMPLES = 4
 PRICE = ("ppo-kl-from-sft", "ppo-response-length")
-CURVE_STAGES = ("ppo", "reward", "sft", "pretrain")
+CURVE_STAGES = ("ppo", "dpo", "reward", "sft", "pretrain")
 UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
@@ -67,7 +70,8 @@ def render(run: RunView) -> str:
         percent=percent, plain=plain, span=span, ties=ties, compared=compared, dash=DASH
     )
     evaluation = run.evaluation
-    over = figures.over_optimisation(run)
+    over = analyses.over_optimisation(run)
+    agreed = analyses.agreement(evaluation)
     drawn = {name: figures.curves(run, name) for name in CURVE_STAGES}
     price = [p for p in drawn["ppo"] if p.name in PRICE]
     drawn["ppo"] = [p for p in drawn["ppo"] if p.name not in PRICE]
@@ -82,7 +86,14 @@ def render(run: RunView) -> str:
         win_rows=win_rows(evaluation),
         systems=evaluation.get("systems") or (),
         price=_drawn([*([over] if over else []), *price]),
-        reward=_drawn(figures.reward_model(evaluation)),
+        against=[(coverage(found), against_rows(found), found) for found in run.against],
+        lengths=_drawn(analyses.lengths(evaluation)),
+        reward=_drawn([*figures.reward_model(evaluation), *([agreed] if agreed else [])]),
+        calibrations=_drawn(analyses.calibrations(evaluation)),
+        token_shares=evaluation.get("token_view") or (),
+        token_rows=[token_row(row) for row in run.tokens],
+        **legend(run.tokens),
+        tuned=tuned_policies(run.table),
         copy=sorted((evaluation.get("copy") or {}).items()),
         curves=[(name, _drawn(panels)) for name, panels in drawn.items()],
         table=safe_json(posts(run.table)),
@@ -111,15 +122,54 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def tuned_policies(table: Sequence[Row]) -> list[tuple[str, str]]:
+    """`(policy, its name)` of the tuned policies in the table, the main one first."""
+    there = {name for row in table[:1] for name in TUNED if row.get(name) is not None}
+    return [(name, NAMES[name]) for name in TUNED if name in there]
+
+
+def whose(row: Row) -> str:
+    """`DPO's `; the verdict's main policy needs no name."""
+    return "" if row.get("policy") == TUNED[0] else f"{system_name(row.get('policy'))}'s "
+
+
+def token_row(row: Row) -> dict[str, Any]:
+    """A response token by token (Detail H5): its class, and what to tell of it on a touch."""
+    base = system_name(row.get("base"))
+    fields = row.get("fields") or {}
+    return {
+        "policy": system_name(row.get("policy")),
+        "title": str(fields.get("title") or row.get("id", "")),
+        "tokens": [
+            {
+                "text": "EOS" if token["eos"] else token["text"],
+                "eos": token["eos"],
+                "kind": token["kind"],
+                "tip": f"first choice {token['choice']!r}, rank {token['rank']} for {base}, "
+                f"whose own are {', '.join(map(repr, token['base']))}",
+            }
+            for token in row.get("tokens") or ()
+        ],
+    }
+
+
+def legend(rows: Sequence[Row]) -> dict[str, str]:
+    """What the classes of the token view mean (Detail H5)."""
+    top = int(rows[0].get("top", 4)) if rows else 4
+    between = "2" if top == 3 else f"2 to {top - 1}"
+    marginal = f"SFT's choice {between}" if top > 2 else "not used"
+    return {"marginal": marginal, "shifted": f"SFT's choice {top} or later"}
+
+
 def tiles(run: RunView) -> Iterator[tuple[str, str, str]]:
     """`(number, what it is, detail)` of the figures that matter most; only those there are."""
     for row in headline_rows(run.evaluation):
-        if row.get("policy") == "ppo":
+        if row.get("policy") in TUNED:
             detail = f"n {plain(row.get('n'), 0)}, T {row.get('temperature')}, {ties(row)} ties"
             low_high = span(row).partition(" ")[2]
             yield (
                 percent(row["rate"]),
-                f"win rate against {NAMES.get(str(row.get('opponent')), row.get('opponent'))}",
+                f"{whose(row)}win rate against {system_name(row.get('opponent'))}",
                 f"{low_high}, {detail}",
             )
     kl = run.curve("ppo", "objective/kl")

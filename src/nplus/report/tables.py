@@ -13,7 +13,9 @@ from rich.text import Text
 from nplus.report.collect import RunView, collect, number
 from nplus.runs import RunRoot
 
-NAMES = {"reference": "the reference", "sft": "SFT", "ppo": "PPO"}
+NAMES = {"reference": "the reference", "sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
+TUNED = ("ppo", "dpo")
+"""Policies that are tuned from SFT, the one the verdict is about first."""
 SPLITS = {
     "test": "test posts",
     "valid": "validation posts",
@@ -22,6 +24,8 @@ SPLITS = {
     "unseen values": "posts with an unseen value",
     "unseen wordings": "posts with an unseen wording",
     "news": "news articles",
+    "validation": "validation comparisons",
+    "validation_cnndm": "news articles (CNN/DM)",
 }
 DASH = "–"  # noqa: RUF001
 
@@ -59,9 +63,9 @@ def ties(row: Mapping[str, Any]) -> str:
 
 
 def win_rows(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The win rates that have a value: PPO's first, the others (SFT's) after."""
+    """The win rates that have a value: PPO's first, then DPO's, the others (SFT's) after."""
     rows = [r for r in evaluation.get("win_rates") or () if number(r.get("rate")) is not None]
-    return sorted(rows, key=lambda r: r.get("policy") != "ppo")
+    return sorted(rows, key=lambda r: (*TUNED, r.get("policy")).index(r.get("policy")))
 
 
 def headline_rows(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -88,13 +92,15 @@ def headline(run: RunView) -> str:
     given = run.evaluation.get("verdict")
     if given:
         return str(given)
-    rows = [r for r in headline_rows(run.evaluation) if r.get("policy") == "ppo"]
-    if rows:
+    found = headline_rows(run.evaluation)
+    main = next((p for p in TUNED if any(r.get("policy") == p for r in found)), None)
+    rows = [row for row in found if row.get("policy") == main]
+    if main and rows:
         parts = [
-            f"{compared(r)} {_name(r.get('opponent'))} ({span(r)} of {plain(r.get('n'), 0)})"
+            f"{compared(r)} {system_name(r.get('opponent'))} ({span(r)} of {plain(r.get('n'), 0)})"
             for r in rows
         ]
-        return f"PPO is {' and '.join(parts)}."
+        return f"{system_name(main)} is {' and '.join(parts)}."
     waiting = [s for s in run.stages.values() if s.status != "complete"]
     if not waiting:
         return "No verdict: this run has no evaluation."
@@ -108,11 +114,13 @@ def sentences(run: RunView) -> list[str]:
     out = []
     for row in headline_rows(run.evaluation):
         out.append(
-            f"{_name(row.get('policy'))} is {compared(row)} {_name(row.get('opponent'))}: it wins "
+            f"{policy_name(row)} is {compared(row)} {system_name(row.get('opponent'))}: it wins "
             f"{span(row)} of {plain(row.get('n'), 0)} {split_name(row)} at temperature "
             f"{row.get('temperature')} ({ties(row)} ties count half), with {_lengths(row)}."
         )
-    out.extend(filter(None, (wrong_facts_line(run.evaluation), reward_line(run.evaluation))))
+    facts = [wrong_facts_line(run.evaluation, policy) for policy in TUNED]
+    lines = (reward_line, agreement_line, implicit_line, token_line)
+    out.extend(filter(None, [*facts, *(line(run.evaluation) for line in lines)]))
     judge = run.evaluation.get("judge")
     if judge == "reward":
         out.append(
@@ -124,8 +132,14 @@ def sentences(run: RunView) -> list[str]:
     return out
 
 
-def _name(system: Any) -> str:
+def system_name(system: Any) -> str:
+    """A system in words: `the reference`, `PPO`; a file's name stays as it is."""
     return NAMES.get(str(system), str(system))
+
+
+def policy_name(row: Mapping[str, Any]) -> str:
+    """The policy of a row in words."""
+    return system_name(row.get("policy"))
 
 
 def _lengths(row: Mapping[str, Any]) -> str:
@@ -138,9 +152,9 @@ def _lengths(row: Mapping[str, Any]) -> str:
     return text
 
 
-def wrong_facts_line(evaluation: Mapping[str, Any]) -> str:
-    """PPO's wrong facts beside SFT's; empty where facts are not known."""
-    found = evaluation.get("wrong_facts_ppo_minus_sft") or ()
+def wrong_facts_line(evaluation: Mapping[str, Any], policy: str = "ppo") -> str:
+    """A tuned policy's wrong facts beside SFT's; empty where facts are not known."""
+    found = evaluation.get(f"wrong_facts_{policy}_minus_sft") or ()
     rows = [r for r in found if number(r.get("value")) is not None]
     split = evaluation.get("split")
     row = next((r for r in rows if r.get("split") == split), rows[0] if rows else None)
@@ -150,9 +164,15 @@ def wrong_facts_line(evaluation: Mapping[str, Any]) -> str:
     low, high = (low, high) if low is not None and high is not None else (-1.0, 1.0)
     word = "fewer" if high < 0 else "more" if low > 0 else "not clearly more or fewer"
     return (
-        f"PPO states {word} wrong facts than SFT: {100 * float(row['value']):+.1f} points "
-        f"[{100 * low:+.1f}, {100 * high:+.1f}] of the facts it states."
+        f"{system_name(policy)} states {word} wrong facts than SFT: "
+        f"{points({**row, 'low': low, 'high': high})} of the facts it states."
     )
+
+
+def points(row: Mapping[str, Any]) -> str:
+    """A difference of shares: `-2.1 points [-3.4, -0.8]`."""
+    value, low, high = (100 * float(row[key]) for key in ("value", "low", "high"))
+    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]"
 
 
 def reward_line(evaluation: Mapping[str, Any]) -> str:
@@ -177,6 +197,43 @@ def reward_line(evaluation: Mapping[str, Any]) -> str:
     return text + "."
 
 
+def agreement_line(evaluation: Mapping[str, Any]) -> str:
+    """How often reward model and judge order a PPO response and the reference alike (D7)."""
+    rows = [r for r in evaluation.get("agreement") or () if r.get("opponent") == "reference"]
+    first = next(iter(evaluation.get("temperatures") or ()), None)
+    for policy in TUNED:
+        for row in rows:
+            same = (row.get("policy"), row.get("split"), row.get("temperature"))
+            if same == (policy, evaluation.get("split"), first) and number(row.get("rate")):
+                return (
+                    f"Reward model and judge prefer the same of {system_name(policy)}'s summary "
+                    f"and the reference on {span(row)} of {plain(row.get('n'), 0)} posts; where "
+                    f"the judge does not tie, on {span(row.get('decided'))}."
+                )
+    return ""
+
+
+def implicit_line(evaluation: Mapping[str, Any]) -> str:
+    """DPO's implicit reward beside the reward model (Detail D9); empty without DPO."""
+    found = evaluation.get("implicit_reward") or {}
+    if not found.get("accuracy"):
+        return ""
+    text = f"DPO's implicit reward agrees with {span(found['accuracy'])} of the same labels"
+    difference = found.get("minus_reward_model")
+    return f"{text}: {points(difference)} beside the reward model." if difference else f"{text}."
+
+
+def token_line(evaluation: Mapping[str, Any]) -> str:
+    """What tuning changed, token by token (Detail H5); empty without a token view."""
+    told = [
+        f"{system_name(row['policy'])}'s first choice is SFT's too for {span(row['unchanged'])} of "
+        f"the tokens of {plain(row['responses'], 0)} responses, shifted for {span(row['shifted'])}"
+        for row in evaluation.get("token_view") or ()
+        if row.get("unchanged")
+    ]
+    return f"{'; '.join(told)}." if told else ""
+
+
 def verdict(root: RunRoot) -> RenderableType:
     """The terminal's verdict: win rates, reward model, wrong facts, and one line in plain words."""
     run = collect(root)
@@ -187,16 +244,17 @@ def _blocks(run: RunView) -> Iterator[RenderableType]:
     rows = win_rows(run.evaluation)
     for policy in dict.fromkeys(str(r.get("policy")) for r in rows):
         yield _win_table(policy, [r for r in rows if str(r.get("policy")) == policy])
-    for line in (reward_line(run.evaluation), wrong_facts_line(run.evaluation)):
-        if line:
-            yield Text(line)
+    found = run.evaluation
+    facts = [wrong_facts_line(found, policy) for policy in TUNED]
+    lines = (reward_line, agreement_line, implicit_line)
+    yield from map(Text, filter(None, [*(line(found) for line in lines), *facts]))
     if run.evaluation.get("judge") == "reward":
         yield Text("Judge: the reward model itself, which PPO was trained on.", style="yellow")
     yield Text(headline(run), style="bold")
 
 
 def _win_table(policy: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    title = f"{_name(policy)}: win rates in % with 95% intervals"
+    title = f"{system_name(policy)}: win rates in % with 95% intervals"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
     for name in ("against", "posts", "T"):
         table.add_column(name, no_wrap=True)
@@ -209,15 +267,15 @@ def _win_table(policy: str, rows: Sequence[Mapping[str, Any]]) -> Table:
             str(row.get("opponent")),
             str(row.get("split")),
             str(row.get("temperature")),
-            Text(_short(row), style=style),
+            Text(short(row), style=style),
             ties(row),
             f"{plain(row.get('tokens'), 0)} v {plain(row.get('opponent_tokens'), 0)}",
-            _short(row.get("length_matched")),
+            short(row.get("length_matched")),
         )
     return table
 
 
-def _short(row: Mapping[str, Any] | None) -> str:
+def short(row: Mapping[str, Any] | None) -> str:
     """`62.5 [58, 66]`: a line of the table fits 80 columns."""
     rate, low, high = (number((row or {}).get(key)) for key in ("rate", "low", "high"))
     if rate is None:

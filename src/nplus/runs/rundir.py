@@ -4,7 +4,9 @@ runs/<name>/run.json                 recipe, resolved config, state of every sta
 runs/<name>/report.html
 runs/<name>/<stage>-<key8>/
     manifest.json    journal.jsonl    samples/    checkpoints/step_N/    logs/    and the artefact:
-    data/ | model/ | completions.jsonl | comparisons.jsonl | judgements.jsonl
+    data/ | model/ | completions.jsonl | comparisons.jsonl | judgements.jsonl | table.jsonl ...
+runs/<name>/against-<key8>/          completions from elsewhere, set against the run's
+    manifest.json    judgements.jsonl
 """
 
 from __future__ import annotations
@@ -67,6 +69,18 @@ class StageDir:
     @property
     def judgements(self) -> Path:
         return self.path / "judgements.jsonl"
+
+    @property
+    def margins(self) -> Path:
+        return self.path / "margins.jsonl"
+
+    @property
+    def table(self) -> Path:
+        return self.path / "table.jsonl"
+
+    @property
+    def token_view(self) -> Path:
+        return self.path / "token_view.jsonl"
 
     def manifest(self) -> Manifest | None:
         """The stage's manifest, or None before it ran."""
@@ -174,6 +188,17 @@ class RunRoot:
     def stages(self) -> dict[str, StageDir]:
         """The stages of the latest invocation, in order."""
         return {name: StageDir(self.path / where) for name, where in self.index()["stages"].items()}
+
+    def against(self, key: str) -> StageDir:
+        """Where a comparison with completions from elsewhere lies; no stage of the run."""
+        return self.stage("against", key)
+
+    def all_against(self) -> list[StageDir]:
+        """The finished comparisons with completions from elsewhere, oldest first."""
+        found = [StageDir(path) for path in self.path.glob("against-*")]
+        manifests = [(where.manifest(), where) for where in found]
+        done = [(m.finished, w.path.name, w) for m, w in manifests if m and m.status == "complete"]
+        return [where for _, _, where in sorted(done, key=lambda item: item[:2])]
 
     def open(self, recipe: str) -> None:
         """Refuse a directory that holds anything else; nothing is written by this check."""
