@@ -1,5 +1,6 @@
 """The command line: what it prints, and that wrong input ends in one message and writes nothing."""
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -77,7 +78,10 @@ def test_the_options_of_a_command_stay_a_handful():
         "check": {"--set", "--config", "--seed", "--world-size"},
         "recipes": set(),
         "report": set(),
+        "details": {"--run"},
         "evaluate": {"--against"},
+        "ablate": {"--seeds", "--out", "--recipe", "--flip", "--set", "--config"},
+        "scale": {"--sizes", "--seeds", "--out", "--set", "--config"},
     }
 
 
@@ -100,14 +104,64 @@ def test_check_prints_a_config_file_that_says_the_same(name, tmp_path):
     assert yaml.safe_load(first.stdout)["ppo"]["gamma"] == 0.9
     (tmp_path / "mine.yaml").write_text(first.stdout, encoding="utf-8")
     assert call("check", name, "--config", "mine.yaml").stdout == first.stdout
-    assert "optimiser_steps=" in first.stdout
+    assert ("optimiser_steps=" in first.stdout) == ("ppo" in recipe(name).stage_names())
+    assert "# memory of one process" in first.stdout
     assert f"# stages: {', '.join(recipe(name).stage_names())}" in first.stdout
 
 
 def test_check_over_processes_refuses_what_does_not_divide():
     args = ["check", "real", "--world-size"]
-    assert "micro_batches=1" in call(*args, "2").stdout
+    assert "micro_batches=2" in call(*args, "2").stdout
     assert "does not divide over 3 processes" in refused(*args, "3")
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        (
+            "tldr:ppo-6.9b",
+            (
+                "# sft: 911 optimiser steps of 128 rows (116722 rows, 1 epochs, 16 micro-batches",
+                "# reward: 1450 optimiser steps of 64 rows (92832 rows, 1 epochs, 8 micro-batches",
+                "updates=1953, local_rows=64, minibatch_rows=64, micro_batches=64, "
+                "optimiser_steps=7812",
+                "(6,857,302,016 parameters)",
+            ),
+        ),
+        ("tldr:dpo-1b", ("# dpo: 1450 optimiser steps of 64 rows", "(1,011,781,632 parameters)")),
+    ],
+)
+def test_check_prints_the_papers_steps_and_the_memory(name, lines):
+    found = call("check", name, "--world-size", "8").stdout
+    assert all(line in found for line in lines), found
+    figures = [line for line in found.splitlines() if re.match(r"# \w+: \d+\.\d = weights", line)]
+    assert len(figures) == len({"sft", "reward", "ppo", "dpo"} & set(recipe(name).stage_names()))
+    for line in figures:  # what is named adds up to the total, the larger phase counting
+        total, _, parts = line.split(":")[1].partition(" = ")
+        sums = [
+            max(float(word) for word in re.findall(r"\d+\.\d", part)) for part in parts.split(" + ")
+        ]
+        assert float(total) == pytest.approx(sum(sums), abs=0.06 * len(sums))
+
+
+def test_check_says_when_it_does_not_know_a_model():
+    found = call("check", "real", "--set", "model.model_name_or_path=org/model")
+    assert found.exit_code == 0
+    assert "# memory: org/model has a shape not known here" in found.stdout
+
+
+def test_a_recipe_that_ends_early_prints_no_verdict(road):
+    result = call("run", "tldr:sft-1b", "--out", "here")
+    assert result.exit_code == 0, result.output
+    assert "PPO wins" not in result.stdout
+    assert "its stages are data, sft" in refused("run", "tldr:sft-1b", "--until", "ppo")
+
+
+def test_missing_comparisons_are_named_before_anything_is_written(road, tmp_path):
+    text = refused("run", "tldr:ppo-1b", "--set", "data.comparisons.data=pairs.jsonl")
+    assert "pairs.jsonl: no such file; name yours with --set data.comparisons.data=PATH" in text
+    assert road.calls == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_run_hands_over_the_config_and_prints_verdict_and_report(road, tmp_path):

@@ -124,9 +124,7 @@ def test_optional_reward_whitening():
 @pytest.mark.detail("F4")
 def test_score_on_the_eos_takes_the_value_after_it_away():
     # Detail F4: the self-consistent alternative.
-    batch, _ = credit(
-        PPOConfig(score_step="eos", value_mask="response", whiten_advantages=False)
-    )
+    batch, _ = credit(PPOConfig(score_step="eos", value_mask="response", whiten_advantages=False))
     near(batch.advantages_BR[0], [1.19795, 1.061, 0.58, 0, 0])
     assert torch.equal(batch.value_mask_BR, batch.response_mask_BR)
 

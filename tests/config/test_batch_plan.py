@@ -14,6 +14,7 @@ SFT_ROWS, PAIRS, EPISODES = 116_722, 92_832, 1_000_000
     [(SFT_ROWS, 128, 1, 911, 16), (PAIRS, 64, 1, 1450, 8)],
     ids=["sft", "reward"],
 )
+@pytest.mark.detail("C1", "D1")
 def test_supervised_steps(rows, batch, micro, steps, micro_batches):
     config = BatchConfig(batch_size=batch, micro_batch_size=micro)
     plan = supervised_plan(config, rows=rows, world_size=8)
@@ -25,6 +26,7 @@ def test_supervised_steps(rows, batch, micro, steps, micro_batches):
 @pytest.mark.parametrize(
     ("micro", "micro_batches"), [(16, 4), (4, 16), (1, 64)], ids=["1B", "2.8B", "6.9B"]
 )
+@pytest.mark.detail("E1", "G1")
 def test_ppo_steps(micro, micro_batches):
     plan = batch_plan(
         PPOConfig(total_episodes=EPISODES, batch_size=512, micro_batch_size=micro), world_size=8

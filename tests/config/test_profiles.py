@@ -112,7 +112,6 @@ def test_an_unknown_profile_names_the_known_ones():
         (("ppo.score_step=eos",), "value_mask=response"),
         (("ppo.stop_token=none",), "sampling.stop=length"),
         (("ppo.tempered=[reference, new]", "ppo.old_logprobs=sampler"), "old_logprobs=trainer"),
-        (("ppo.missing_eos=subtract", "ppo.missing_eos_penalty=null"), "missing_eos_penalty"),
         (
             ("ppo.whitening_keeps_mean=true", "ppo.whiten_advantages=false"),
             "whiten_advantages=true",

@@ -31,6 +31,7 @@ def demonstrations(sft_rows: list[dict[str, Any]]) -> list[Demonstration]:
     ]
 
 
+@pytest.mark.detail("A4", "A9")
 def test_prompts_are_padded_left_to_the_longest(
     codec: Codec, demonstrations: list[Demonstration]
 ) -> None:
@@ -55,6 +56,7 @@ def test_an_empty_query_is_refused(codec: Codec) -> None:
         prompt_batch(codec, [Prompt("a", "hi"), Prompt("b", "")])
 
 
+@pytest.mark.detail("A5")
 def test_the_seam_holds_with_one_space(codec: Codec, demonstrations: list[Demonstration]) -> None:
     # Detail A5.
     for demo in demonstrations:
@@ -88,6 +90,7 @@ def test_the_newline_of_cnndm_survives(codec: Codec) -> None:
     assert check_seam(codec, query, demo.response)
 
 
+@pytest.mark.detail("A8")
 def test_every_response_keeps_its_eos(codec: Codec, demonstrations: list[Demonstration]) -> None:
     # Detail A8.
     rows = sequence_rows(codec, demonstrations)
@@ -112,6 +115,7 @@ def test_sequences_are_padded_right_and_all_but_the_first_token_are_targets() ->
     assert weights == [0.5, 0.5, 0.5, 2, 2, 0.5, 2, 2, 2, 2, 0.5, 2]
 
 
+@pytest.mark.detail("A10")
 def test_response_loss_covers_exactly_the_completion(
     codec: Codec, demonstrations: list[Demonstration]
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_file_becomes_a_folder_that_reads_back(tmp_path: Path, write: Write) -
             "query_tokens_mean": pytest.approx(sum(queries) / len(queries)),
             "response_tokens_max": max(responses),
             "response_tokens_mean": pytest.approx(sum(responses) / len(responses)),
+            "length_max": max(q + r for q, r in zip(queries, responses, strict=True)),
         }
         assert {d.split for d in records} == {split}
         assert max(queries) <= 40
@@ -92,6 +93,7 @@ def test_prepared_data_can_be_prepared_again(tmp_path: Path, write: Write) -> No
     assert first.codec().tokenizer.get_vocab() == second.codec().tokenizer.get_vocab()
 
 
+@pytest.mark.detail("A3")
 def test_the_fixture_rows_fit(tmp_path: Path, sft_rows: list[Row], write: Write) -> None:
     write("d/train.jsonl", sft_rows)
     write("d/valid.jsonl", sft_rows[6:7])
@@ -170,22 +172,34 @@ def test_too_few_rows_or_too_large_a_share_is_refused(count: int, fraction: floa
 # Faults are found before anything is written.
 
 
+def longest_response(path: Path, tmp_path: Path) -> int:
+    """Tokens of the longest response, EOS included, with the tokenizer that `path` trains."""
+    prepare(files(path, max_response_tokens=500), TINY, None, tmp_path / "whole")
+    folder = DataDir(tmp_path / "whole")
+    rows = [d for split in folder.splits() for d in folder.demonstrations(split)]
+    return max(len(folder.codec().encode(f" {d.response}")) + 1 for d in rows)
+
+
 def prepare_badly(config: DataConfig, out: Path, message: str) -> None:
     with pytest.raises(InputError, match=message):
         prepare(config, TINY, None, out)
     assert not out.exists()
 
 
+@pytest.mark.detail("A8")
 def test_an_overlong_response_is_an_error_or_dropped(tmp_path: Path, write: Write) -> None:
     # Detail A8: never cut, which would lose the EOS.
     rows = posts(30)
     rows[4] = {**rows[4], "summary": "long " * 30}
     rows[9] = {**rows[9], "summary": "longer " * 40}
     path = write("posts.jsonl", rows)
+    # The longest of all splits is named, with what would do.
+    tokens = longest_response(path, tmp_path)
     prepare_badly(
         files(path, max_response_tokens=20),
         tmp_path / "out",
-        r"line (5|10): .*over data\.max_response_tokens=20; raise it .*overlong=drop",
+        rf"line 10: the response has {tokens} tokens with EOS, over data\.max_response_tokens=20 "
+        rf"and 1 more are over it; set data\.max_response_tokens={tokens} or more, or data\.over",
     )
     report = prepare(
         files(path, max_response_tokens=20, overlong="drop"), TINY, None, tmp_path / "out"
@@ -201,8 +215,68 @@ def test_the_limit_counts_eos(tmp_path: Path, write: Write) -> None:
     longest = max(part["response_tokens_max"] for part in report["splits"].values())
     prepare(files(path, max_response_tokens=longest), TINY, None, tmp_path / "b")
     prepare_badly(
-        files(path, max_response_tokens=longest - 1), tmp_path / "c", f"raise it .*{longest}"
+        files(path, max_response_tokens=longest - 1),
+        tmp_path / "c",
+        f"set data.max_response_tokens={longest} or more",
     )
+
+
+@pytest.mark.detail("A8")
+def test_query_and_response_together_have_a_limit(tmp_path: Path, write: Write) -> None:
+    path = write("posts.jsonl", posts(30))
+    report = prepare(files(path), TINY, None, tmp_path / "a")["splits"].values()
+    longest = max(part["length_max"] for part in report)
+    assert longest < max(p["query_tokens_max"] for p in report) + 53
+    prepare(files(path, max_length=longest), TINY, None, tmp_path / "b")
+    prepare_badly(
+        files(path, max_length=longest - 1),
+        tmp_path / "c",
+        rf"the query with its response has {longest} tokens with EOS, over "
+        rf"data\.max_length={longest - 1}.*set data\.max_length={longest} or more",
+    )
+
+
+@pytest.mark.detail("A8")
+def test_every_limit_that_is_too_small_is_named_at_once(tmp_path: Path, write: Write) -> None:
+    path = write("posts.jsonl", posts(30))
+    prepare_badly(
+        files(path, max_length=12, max_response_tokens=3),
+        tmp_path / "out",
+        r"set data\.max_response_tokens=\d+ or more.*; .*set data\.max_length=\d+ or more",
+    )
+
+
+@pytest.mark.detail("A3")
+def test_long_queries_can_be_cut_hard_or_left_out(tmp_path: Path, write: Write) -> None:
+    path = write("posts.jsonl", posts(60))
+    by = {}
+    for truncation in ("paragraph", "tokens", "filter"):
+        config = files(path, max_query_tokens=40, truncation=truncation)
+        by[truncation] = prepare(config, TINY, None, tmp_path / truncation)["splits"]["train"]
+    folders = {name: DataDir(tmp_path / name) for name in by}
+    rows = {name: folder.demonstrations("train") for name, folder in folders.items()}
+    codec = folders["tokens"].codec()
+    cued = {name: [d.query.endswith("TL;DR:") for d in part] for name, part in rows.items()}
+    assert all(cued["paragraph"])
+    assert not all(cued["tokens"])
+    assert all(cued["filter"])
+    assert by["filter"]["truncated_share"] == 0
+    assert by["filter"]["dropped"] == cued["tokens"].count(False) > 0
+    assert by["paragraph"]["dropped"] == by["tokens"]["dropped"] == 0
+    for demonstration, cue in zip(rows["tokens"], cued["tokens"], strict=True):
+        whole = f"POST: {demonstration.fields['post']}\n\nTL;DR:"
+        if not cue:
+            assert demonstration.query == codec.decode(codec.encode(whole)[:40])
+
+
+@pytest.mark.detail("A8")
+def test_cut_keeps_long_responses_for_the_tokenizer_to_cut(tmp_path: Path, write: Write) -> None:
+    rows = posts(30)
+    rows[4] = {**rows[4], "summary": "long " * 30}
+    config = files(write("p.jsonl", rows), max_response_tokens=20, overlong="cut")
+    report = prepare(config, TINY, None, tmp_path / "out")["splits"].values()
+    assert sum(part["rows"] for part in report) == 30
+    assert max(part["response_tokens_max"] for part in report) > 20
 
 
 def test_a_post_that_cannot_be_cut_is_named(tmp_path: Path, write: Write) -> None:
@@ -320,7 +394,7 @@ def test_the_worlds_comparisons_can_be_read(world: tuple[Path, dict[str, Any]]) 
 
 def test_a_worlds_row_at_fault_is_named(tmp_path: Path) -> None:
     sizes = WorldConfig(pretrain=4, train=9, valid=2, test=2, heldout=2, news=0)
-    with pytest.raises(InputError, match=r"the world's data/train\.jsonl, line \d+: the response"):
+    with pytest.raises(InputError, match=r"the world's data/\w+\.jsonl, line \d+: the response"):
         prepare(DataConfig(world=sizes, max_response_tokens=5), TINY, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -23,6 +23,7 @@ def single(path: Path, **options: Any) -> list[Any]:
 # Recognition by columns.
 
 
+@pytest.mark.detail("A1", "A6")
 def test_openais_rows(sft_rows: list[Row], write: Write) -> None:
     # Detail A1.
     rows = single(write("posts.jsonl", sft_rows))
@@ -240,6 +241,7 @@ def test_unknown_columns_are_listed_with_what_is_accepted(write: Write) -> None:
 # Comparisons.
 
 
+@pytest.mark.detail("A1", "A11", "A6")
 def test_openais_comparisons(comparison_rows: list[Row], write: Write) -> None:
     # Details A1, A6 and A11.
     rows = load_comparisons(write("comparisons.jsonl", comparison_rows))
@@ -292,8 +294,8 @@ def test_dialogues_share_a_prompt(write: Write) -> None:
         ({"choice": None}, "line 2: field 'choice' is None"),
         ({"summaries": [{"text": "a"}]}, "line 2: field 'summaries' must hold two"),
         (
-            {"summaries": [{"text": "a"}, {"text": " "}]},
-            r"line 2, summaries\[1\]: field 'text' is empty",
+            {"summaries": [{"text": "a"}, {"text": None}]},
+            r"line 2, summaries\[1\]: field 'text' is null",
         ),
         ({"summaries": None}, "line 2: no field 'summaries'"),
         (

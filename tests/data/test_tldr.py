@@ -11,6 +11,7 @@ from nplus.data.tokens import Codec
 from nplus.records import InputError
 
 
+@pytest.mark.detail("A2")
 def test_the_tldr_template_is_openais(sft_rows: list[dict[str, Any]]) -> None:
     # Detail A2, literal.
     query = fill(TLDR_TEMPLATE, sft_rows[6])

@@ -8,7 +8,6 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT
 
 from nplus.config.model import ModelConfig
 from nplus.models.lm import (
-    set_dropout,
     load_causal_lm,
     model_source,
     position_ids,
@@ -16,6 +15,7 @@ from nplus.models.lm import (
     response_logprobs,
     save_causal_lm,
     sequence_logits,
+    set_dropout,
 )
 from nplus.models.scalar import ScalarModel
 from nplus.models.toy import TOY_SIZES, build_toy

@@ -91,6 +91,7 @@ def test_journals_hold_every_step_once_and_finite(finished, stage, steps):
         assert row["metrics"]["grad_norm"] > 0
 
 
+@pytest.mark.detail("B3")
 def test_the_first_update_of_ppo_is_an_identity(finished):
     # Conformance item 1, at the stage's own micro-batches.
     rows = list(finished.stages()["ppo"].journal_rows())
@@ -121,6 +122,7 @@ def test_policies_load_with_plain_transformers(finished, stage):
     torch.testing.assert_close(ours[mask], plain[mask], rtol=0.0, atol=1e-4)
 
 
+@pytest.mark.detail("D4")
 @pytest.mark.parametrize(("stage", "folder"), [("reward", "model"), ("ppo", "critic")])
 def test_scalar_models_load_with_plain_transformers_and_score_alike(finished, stage, folder):
     where = finished.stages()[stage].path / folder
@@ -167,6 +169,7 @@ def test_samples_cover_prompts_and_temperatures(finished):
 # --- labels -------------------------------------------------------------------------------------
 
 
+@pytest.mark.detail("A6")
 def test_labels_obey_the_public_schema(finished):
     # Section 7.2 of the details.
     where = finished.stages()["label"]
@@ -253,6 +256,24 @@ def test_the_verdict_counts_its_judgements(finished):
         assert table["n"] == len(scores) == len(members[table["split"]])
         assert table["rate"] == pytest.approx(sum(scores) / len(scores))
     assert results["verdict"].startswith("Against the references SFT wins ")
+
+
+@pytest.mark.detail("H1")
+def test_the_verdict_is_drawn_at_every_temperature_asked_for(
+    finished, road_config, drive, tmp_path
+):
+    # Detail H1: each policy answers each post once at each temperature, near-greedily otherwise.
+    root = tmp_path / "run"
+    shutil.copytree(finished.path, root)
+    stages = drive(road_config(evaluate={"temperatures": (0.01, 0.7)}), root).stages()
+    rows = [json.loads(line) for line in (stages["evaluate"].path / "table.jsonl").open()]
+    by_heat = {
+        heat: {(r["split"], r["id"]): r["ppo"] for r in rows if r["temperature"] == heat}
+        for heat in (0.01, 0.7)
+    }
+    assert by_heat[0.01].keys() == by_heat[0.7].keys()
+    assert len(rows) == 2 * len(by_heat[0.7])
+    assert by_heat[0.01] != by_heat[0.7]
 
 
 def test_references_beat_themselves_by_nothing(finished):

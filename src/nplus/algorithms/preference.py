@@ -27,27 +27,26 @@ def objective(
 ) -> Objective:
     """A pair loss on summed log-probs, chosen first; implicit rewards are metrics (Detail D9).
 
-    `ipo_length=mean` averages the log-probs over their response's tokens instead.
+    `ipo_length=mean` averages the loss's log-probs over their response's tokens instead; the
+    implicit rewards stay sums.
     """
-    if cfg.ipo_length == "mean":
-        lengths_2N = response_lengths(batch)
-        logprobs_2N, ref_logprobs_2N = logprobs_2N / lengths_2N, ref_logprobs_2N / lengths_2N
-    chosen_N, rejected_N = logprobs_2N.chunk(2)
+    scale_2N = response_lengths(batch) if cfg.ipo_length == "mean" else 1.0
     loss = dpo(
-        chosen_N,
-        rejected_N,
-        *ref_logprobs_2N.chunk(2),
+        *(logprobs_2N / scale_2N).chunk(2),
+        *(ref_logprobs_2N / scale_2N).chunk(2),
         beta=cfg.beta,
         kind=cfg.loss_type,
         label_smoothing=cfg.label_smoothing,
     )
+    chosen_N, rejected_N = (cfg.beta * (logprobs_2N - ref_logprobs_2N).detach()).chunk(2)
+    logps_chosen_N, logps_rejected_N = logprobs_2N.chunk(2)
     metrics = {
-        "rewards/accuracies": Mean.of(loss.correct_N),
-        "rewards/chosen": Mean.of(loss.chosen_rewards_N),
-        "rewards/rejected": Mean.of(loss.rejected_rewards_N),
-        "rewards/margins": Mean.of(loss.chosen_rewards_N - loss.rejected_rewards_N),
-        "logps/chosen": Mean.of(chosen_N),
-        "logps/rejected": Mean.of(rejected_N),
+        "rewards/accuracies": Mean.of(chosen_N > rejected_N),
+        "rewards/chosen": Mean.of(chosen_N),
+        "rewards/rejected": Mean.of(rejected_N),
+        "rewards/margins": Mean.of(chosen_N - rejected_N),
+        "logps/chosen": Mean.of(logps_chosen_N),
+        "logps/rejected": Mean.of(logps_rejected_N),
     }
     terms = {"train": (1.0, Mean(loss.loss_N.sum(), float(len(batch))))}
     return Objective(terms=terms, metrics=metrics)

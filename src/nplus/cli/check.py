@@ -22,11 +22,12 @@ def check(
     seed: Seed = None,
     world_size: Annotated[int, typer.Option(help="Processes that share each batch.")] = 1,
 ) -> None:
-    """Print every setting, the batch plan and the stages of a recipe, and run nothing."""
+    """Print every setting, the batch plan, an estimate of memory and the stages of a recipe, and
+    run nothing."""
     from nplus.config.load import config_hash, dump_yaml
 
     cfg = resolve(recipe, config, sets, seed)
-    plan = list(_plan(cfg, world_size))
+    plan = [*_plan(cfg, world_size), *_memory(cfg, world_size)]
     typer.echo(dump_yaml(cfg))
     typer.echo("\n".join(plan))
     typer.echo(f"# stages: {', '.join(cfg.stage_names())}")
@@ -46,17 +47,18 @@ def _plan(cfg: RunConfig, world_size: int) -> Iterator[str]:
     """The batch plan, as YAML comments so that the whole output stays a config file."""
     from nplus.config.batch_plan import batch_plan, supervised_plan
 
-    world = cfg.data.world
-    known = cfg.data.source == "world"
+    stages = cfg.stage_names()
     trained = (
-        ("pretrain", cfg.pretrain, world.pretrain if known else None),
-        ("sft", cfg.sft, min(world.train, cfg.sft.max_rows or world.train) if known else None),
-        ("reward", cfg.reward, cfg.label.pairs),
+        ("pretrain", cfg.pretrain),
+        ("sft", cfg.sft),
+        ("dpo", cfg.dpo),
+        ("reward", cfg.reward),
     )
     yield f"# batch plan over {world_size} process{'es' if world_size > 1 else ''}"
-    for name, stage, rows in trained:
-        if stage is None:
+    for name, stage in trained:
+        if stage is None or name not in stages:
             continue
+        rows = _rows(cfg, name)
         if rows is None:
             yield f"# {name}: batches of {stage.batch.batch_size} rows; steps depend on the data"
             continue
@@ -71,5 +73,44 @@ def _plan(cfg: RunConfig, world_size: int) -> Iterator[str]:
             f"# {name}: {plan.steps} optimiser steps of {stage.batch.batch_size} rows "
             f"({rows} rows, {stage.epochs} epochs, {plan.micro_batches} micro-batches a step)"
         )
-    ppo = asdict(batch_plan(cfg.ppo, world_size=world_size))
-    yield "# ppo: " + ", ".join(f"{key}={value}" for key, value in ppo.items())
+    if "ppo" in stages:
+        ppo = asdict(batch_plan(cfg.ppo, world_size=world_size))
+        yield "# ppo: " + ", ".join(f"{key}={value}" for key, value in ppo.items())
+
+
+def _rows(cfg: RunConfig, stage: str) -> int | None:
+    """Rows that a supervised stage trains on, where they are known without the data."""
+    from nplus.config.hub import HUB_ROWS
+
+    if stage in ("reward", "dpo"):
+        there = HUB_ROWS.get(cfg.data.comparisons.data or "", {}).get("train", cfg.label.pairs)
+        return min(cfg.label.pairs, there)
+    world = cfg.data.source == "world"
+    if stage == "pretrain":
+        return cfg.data.world.pretrain if world else None
+    posts = HUB_ROWS.get(cfg.data.data or "", {}).get("train")
+    rows = cfg.data.world.train if world else posts
+    limits = [limit for limit in (cfg.data.max_rows, cfg.sft.max_rows) if limit is not None]
+    return None if rows is None else min([rows, *limits])
+
+
+def _memory(cfg: RunConfig, world_size: int) -> Iterator[str]:
+    """The estimate of memory, as YAML comments."""
+    from nplus.config.memory import GIB, memory_plan
+    from nplus.config.shapes import shape_of
+
+    shape = shape_of(cfg)
+    if shape is None:
+        name = cfg.model.model_name_or_path
+        yield f"# memory: {name} has a shape not known here; give a directory with config.json"
+        return
+    yield f"# memory of one process, estimated in GiB ({shape.parameters:,} parameters)"
+    for stage, need in memory_plan(cfg, shape, world_size=world_size).items():
+        states = [f"{name} {size / GIB:.1f}" for name, size in need.states.items() if size]
+        phases = [f"{name} {size / GIB:.1f}" for name, size in need.phases.items()]
+        parts = " + ".join(states) + " + " + " or ".join(phases)
+        yield f"# {stage}: {need.total / GIB:.1f} = {parts}"
+    yield (
+        "# it takes every row as long as allowed, no activation checkpointing, and for more than "
+        "one process all state of trained models but their weights shared out (ZeRO stage 2)"
+    )

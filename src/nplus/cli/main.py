@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from nplus import __version__
-from nplus.cli import check, evaluate, run
+from nplus.cli import check, details, evaluate, grid, run
 from nplus.records import InputError
 
 
@@ -74,6 +74,9 @@ def main(
 
 app.command("run")(run.run)
 app.command("check")(check.check)
+app.command("details")(details.details)
 app.command("recipes")(check.recipes)
 app.command("report")(run.report)
 app.command("evaluate")(evaluate.evaluate)
+app.command("ablate")(grid.ablate)
+app.command("scale")(grid.scale)

@@ -44,7 +44,7 @@ def run(
     if until is not None and until not in cfg.stage_names():
         known = ", ".join(cfg.stage_names())
         raise InputError(f"--until {until}: not a stage of this run; its stages are {known}")
-    _require_file(cfg.data)
+    require_file(cfg.data)
     where = out or Path("runs") / recipe.replace(":", "-")
     RunRoot(where).open(cfg.recipe)
 
@@ -59,7 +59,7 @@ def run(
     except CopyGateError as error:
         typer.echo(f"nplus: {error}", err=True)
         raise typer.Exit(1) from None
-    if until is None or until == cfg.stage_names()[-1]:
+    if (until or cfg.stage_names()[-1]) == "evaluate":
         _show(root, console)
 
 
@@ -77,16 +77,18 @@ def report(
     _show(root, Console())
 
 
-def _require_file(data: DataConfig) -> None:
+def require_file(data: DataConfig) -> None:
     """Refuse a data file that is not there before anything is written; hub names pass."""
     from nplus.records import InputError
 
-    if data.source != "files" or data.data is None:
-        return
-    path = Path(data.data).expanduser()
-    local = path.suffix in FILE_SUFFIXES or path.is_absolute() or data.data[:1] in ".~"
-    if local and not path.exists():
-        raise InputError(f"{data.data}: no such file; name yours with --set data=PATH")
+    posts = data.data if data.source == "files" else None
+    for key, source in (("data", posts), ("data.comparisons.data", data.comparisons.data)):
+        if source is None:
+            continue
+        path = Path(source).expanduser()
+        local = path.suffix in FILE_SUFFIXES or path.is_absolute() or source[:1] in ".~"
+        if local and not path.exists():
+            raise InputError(f"{source}: no such file; name yours with --set {key}=PATH")
 
 
 def _show(root: RunRoot, console: Console) -> None:

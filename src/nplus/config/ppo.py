@@ -157,8 +157,6 @@ def contradictions(cfg: PPOConfig) -> list[str]:
             "tempered without old and old_logprobs=sampler: the sampler's log-probs are tempered; "
             "set old_logprobs=trainer"
         )
-    if cfg.missing_eos == "subtract" and cfg.missing_eos_penalty is None:
-        found.append("missing_eos=subtract without a penalty: set missing_eos_penalty, as in 1.0")
     if cfg.whitening_keeps_mean and not cfg.whiten_advantages:
         found.append(
             "whitening_keeps_mean=true with whiten_advantages=false: set whiten_advantages=true"

@@ -15,21 +15,26 @@ from typing import Any
 
 from nplus.config.data import DataConfig, TokenizerConfig, WorldConfig
 from nplus.data.collate import check_seam
+from nplus.data.comparisons import by_split, fit_comparisons, read_comparisons
+from nplus.data.files import SPLITS
+from nplus.data.fit import Fitted, Limits, fit, kept, refuse, require_rows, summary
 from nplus.data.sources import (
-    SPLITS,
     RawComparison,
     RawDemonstration,
     load_comparisons,
     load_demonstrations,
 )
 from nplus.data.splits import set_aside
-from nplus.data.tldr import fill, truncate_query
+from nplus.data.tldr import fill
 from nplus.data.tokens import Codec, response_text, train_bpe
 from nplus.records import Comparison, Demonstration, InputError, read_records, write_records
+
+__all__ = ["DataDir", "prepare", "read_comparisons"]
 
 SEAM_ROWS = 64
 VOCABULARY_ROWS = 8_000
 REFERENCE_POLICY = "ref"
+LABELLED = "labelled.jsonl"
 UNLIMITED = ("pretrain", "news")
 """Splits whose responses no policy has to end within `max_response_tokens`."""
 
@@ -41,30 +46,8 @@ class _Gathered:
     splits: Mapping[str, Sequence[RawDemonstration]]
     copies: Mapping[str, Path] = field(default_factory=dict)
     vocabulary: Iterable[str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Fitted:
-    """Rows of a split cut to length, with what that took."""
-
-    records: list[Demonstration]
-    query_tokens: list[int]
-    response_tokens: list[int]
-    truncated: int
-    dropped: int
-
-    def summary(self) -> dict[str, Any]:
-        """Counts and token lengths, EOS included in a response's."""
-        rows = len(self.records)
-        return {
-            "rows": rows,
-            "dropped": self.dropped,
-            "truncated_share": self.truncated / rows,
-            "query_tokens_max": max(self.query_tokens),
-            "query_tokens_mean": sum(self.query_tokens) / rows,
-            "response_tokens_max": max(self.response_tokens),
-            "response_tokens_mean": sum(self.response_tokens) / rows,
-        }
+    comparisons: Mapping[str, list[RawComparison]] = field(default_factory=dict)
+    """People's, by split."""
 
 
 def prepare(
@@ -76,27 +59,33 @@ def prepare(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> dict[str, Any]:
-    """Fill `out` with `<split>.jsonl` of Demonstrations, `tokenizer/` and the world's facts.
+    """Fill `out` with `<split>.jsonl` of Demonstrations, `tokenizer/`, the world's facts, and
+    `labelled.jsonl` of people's comparisons where there are some.
 
     Returns `splits` (counts, token lengths, truncated share, dropped rows), `tokenizer` (size,
-    required_rows), `overlap` (held-out queries that training holds too) and `seam_mismatches`.
-    Bad input is an InputError before the first file is written.
+    required_rows), `overlap` (held-out queries that training holds too), `seam_mismatches` and
+    `comparisons`, like `splits`. Bad input is an InputError before the first file is written,
+    a length constant smaller than the data too (Detail A8).
     """
     with _gather(data) as gathered:
         codec = _codec(tokenizer, model_source, gathered, trust_remote_code, revision)
-        fitted = {split: _fit(rows, codec, data, split) for split, rows in gathered.splits.items()}
-        for split, part in fitted.items():
-            write_records(out / f"{split}.jsonl", part.records)
+        records, report = _demonstrations(gathered.splits, codec, data)
+        labelled, labels = fit_comparisons(dict(gathered.comparisons), codec, data)
+        for split, part in records.items():
+            write_records(out / f"{split}.jsonl", part)
         for target, source in gathered.copies.items():
             (out / target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, out / target)
+    if labelled:
+        write_records(out / LABELLED, labelled)
     codec.save(out / "tokenizer")
-    sample = fitted["train"].records[:SEAM_ROWS]
+    sample = records["train"][:SEAM_ROWS]
     return {
-        "splits": {split: part.summary() for split, part in fitted.items()},
+        "splits": report,
         "tokenizer": {"size": codec.size, "required_rows": codec.required_rows},
-        "overlap": _overlap(fitted),
+        "overlap": _overlap(records),
         "seam_mismatches": sum(not check_seam(codec, d.query, d.response) for d in sample),
+        "comparisons": labels,
     }
 
 
@@ -105,11 +94,24 @@ def _gather(data: DataConfig) -> Iterator[_Gathered]:
     if data.source == "files":
         if not data.data:
             raise InputError("data.data is empty: name a file, a folder or a hub dataset")
-        yield _Gathered(_first_rows(_files(data), data.max_rows))
+        splits = _first_rows(_files(data), data.max_rows)
+        yield _Gathered(splits, comparisons=_labelled(data))
         return
     with tempfile.TemporaryDirectory(prefix="nplus-world-") as folder:
         world = _world(data.world, Path(folder))
-        yield _Gathered(_first_rows(world.splits, data.max_rows), world.copies, world.vocabulary)
+        yield replace(
+            world,
+            splits=_first_rows(world.splits, data.max_rows),
+            comparisons=_labelled(data),
+        )
+
+
+def _labelled(data: DataConfig) -> dict[str, list[RawComparison]]:
+    source = data.comparisons.data
+    if source is None:
+        return {}
+    rows = load_comparisons(source, template=data.template, cut_field=data.cut_field)
+    return by_split(rows, data)
 
 
 def _first_rows(
@@ -209,129 +211,47 @@ def _training_texts(rows: Iterable[RawDemonstration]) -> Iterator[str]:
     return (fill(row.template, row.fields) + response_text(row.response) for row in rows)
 
 
-def fit_queries(
-    rows: Sequence[RawDemonstration | RawComparison], codec: Codec, limit: int
-) -> list[tuple[str, int] | InputError]:
-    """`(query, tokens)` of each row, at most `limit` tokens (Detail A3), or why it cannot be."""
-    fast = codec.splits_at_spaces
-    fitted: list[tuple[str, int] | InputError] = []
-    # Detail A5: a query starts with no space.
-    filled = [fill(row.template, row.fields).lstrip() for row in rows]
-    for row, query, ids in zip(rows, filled, codec.encode_queries(filled), strict=True):
-        if len(ids) <= limit:
-            fitted.append((query, len(ids)))
-        elif row.cut_field is None:
-            fitted.append(_uncut(row, len(ids), limit))
-        else:
-            fitted.append(_cut(row, row.cut_field, codec, limit, fast))
-    return fitted
+def _demonstrations(
+    splits: Mapping[str, Sequence[RawDemonstration]], codec: Codec, data: DataConfig
+) -> tuple[dict[str, list[Demonstration]], dict[str, Any]]:
+    """Records and summary by split; a row that does not fit is an error, or dropped."""
+    fitted = {split: _fit(rows, codec, data, split) for split, rows in splits.items()}
+    refuse(list(fitted.values()), data.overlong)
+    records, report = {}, {}
+    for split, rows in splits.items():
+        stays = kept(fitted[split], data.overlong)
+        require_rows(fitted[split], stays, split)
+        chosen = [
+            (row, place)
+            for row, place, stay in zip(rows, fitted[split], stays, strict=True)
+            if stay
+        ]
+        records[split] = [
+            Demonstration(row.id, place.query, row.response, dict(row.fields), split)
+            for row, place in chosen
+        ]
+        report[split] = summary([place for _, place in chosen], len(rows))
+    return records, report
 
 
-def _uncut(row: RawDemonstration | RawComparison, tokens: int, limit: int) -> InputError:
-    return InputError(
-        f"{row.where}: a ready-made query of {tokens} tokens, over data.max_query_tokens={limit}, "
-        "is never cut; raise the limit, set data.overlong=drop, or give the original columns"
-    )
+def _fit(
+    rows: Sequence[RawDemonstration], codec: Codec, data: DataConfig, split: str
+) -> list[Fitted]:
+    response, length = data.max_response_tokens, data.max_length
+    limits = Limits(response, "data.max_response_tokens", length, "data.max_length")
+    if split in UNLIMITED:
+        limits = replace(limits, response=None, length=None)
+    return fit(rows, codec, data, query_limit=data.max_query_tokens, limits=limits)
 
 
-def _cut(
-    row: RawDemonstration | RawComparison, cut_field: str, codec: Codec, limit: int, fast: bool
-) -> tuple[str, int] | InputError:
-    try:
-        query = truncate_query(
-            row.template,
-            row.fields,
-            cut_field,
-            limit,
-            codec.encode,
-            where=row.where,
-            splits_at_spaces=fast,
-        ).lstrip()
-    except InputError as error:
-        return error
-    return query, len(codec.encode_query(query))
-
-
-def _fit(rows: Sequence[RawDemonstration], codec: Codec, data: DataConfig, split: str) -> _Fitted:
-    """Rows cut to length; one that cannot fit is an error, or dropped, as `overlong` says."""
-    queries = fit_queries(rows, codec, data.max_query_tokens)
-    responses = [len(ids) for ids in codec.encode_responses([row.response for row in rows])]
-    limit = None if split in UNLIMITED else data.max_response_tokens
-    faults: list[InputError] = []
-    kept: list[tuple[RawDemonstration, str, int, int]] = []
-    for row, query, tokens in zip(rows, queries, responses, strict=True):
-        if isinstance(query, InputError):
-            faults.append(query)
-        elif limit is not None and tokens > limit:
-            faults.append(_overlong(row, tokens, limit, max(responses)))
-        else:
-            kept.append((row, *query, tokens))
-    _raise_or_drop(faults, len(rows), data, split)
-    return _Fitted(
-        records=[
-            Demonstration(row.id, query, row.response, dict(row.fields), split)
-            for row, query, _, _ in kept
-        ],
-        query_tokens=[tokens for _, _, tokens, _ in kept],
-        response_tokens=[tokens for _, _, _, tokens in kept],
-        truncated=sum(
-            fill(row.template, row.fields).lstrip() != query for row, query, _, _ in kept
-        ),
-        dropped=len(faults),
-    )
-
-
-def _overlong(row: RawDemonstration, tokens: int, limit: int, longest: int) -> InputError:
-    # Detail A8: cut to length it would lose its EOS, and nothing downstream would see it end.
-    return InputError(
-        f"{row.where}: the response has {tokens} tokens with EOS, over "
-        f"data.max_response_tokens={limit}; raise it (the longest has {longest}) "
-        "or set data.overlong=drop"
-    )
-
-
-def _raise_or_drop(faults: list[InputError], rows: int, data: DataConfig, split: str) -> None:
-    if faults and data.overlong == "error":
-        more = f" ({len(faults)} such rows in {split})" if len(faults) > 1 else ""
-        raise InputError(f"{faults[0]}{more}")
-    if len(faults) == rows:
-        raise InputError(f"every row of {split} was dropped; the first: {faults[0]}")
-
-
-def _overlap(fitted: Mapping[str, _Fitted]) -> dict[str, int]:
+def _overlap(splits: Mapping[str, Sequence[Demonstration]]) -> dict[str, int]:
     """Per held-out split: queries that the training split holds too."""
-    train = {record.query for record in fitted["train"].records}
+    train = {record.query for record in splits["train"]}
     return {
-        split: sum(record.query in train for record in part.records)
-        for split, part in fitted.items()
+        split: sum(record.query in train for record in part)
+        for split, part in splits.items()
         if split not in ("train", "pretrain")
     }
-
-
-def read_comparisons(
-    source: str | Path, codec: Codec, data: DataConfig
-) -> tuple[list[Comparison], int]:
-    """Comparisons of a file or folder with queries cut to length, and how many were dropped."""
-    rows = load_comparisons(source, template=data.template, cut_field=data.cut_field)
-    queries = fit_queries(rows, codec, data.max_query_tokens)
-    faults = [query for query in queries if isinstance(query, InputError)]
-    _raise_or_drop(faults, len(rows), data, str(source))
-    kept = [
-        Comparison(
-            id=row.id,
-            query=query[0],
-            responses=row.responses,
-            policies=row.policies,
-            choice=row.choice,
-            worker=row.worker,
-            batch=row.batch,
-            split=row.split,
-            confidence=row.confidence,
-        )
-        for row, query in zip(rows, queries, strict=True)
-        if not isinstance(query, InputError)
-    ]
-    return kept, len(faults)
 
 
 class DataDir:
@@ -368,3 +288,10 @@ class DataDir:
     def comparison_files(self) -> dict[str, Path]:
         """Raw comparison files by split, for `read_comparisons`."""
         return {file.stem: file for file in sorted((self.path / "comparisons").glob("*.jsonl"))}
+
+    def labelled(self) -> list[Comparison]:
+        """People's comparisons; InputError when the data came without any."""
+        path = self.path / LABELLED
+        if not path.is_file():
+            raise InputError(f"{self.path}: no comparisons; name some in data.comparisons.data")
+        return read_records(path, Comparison)

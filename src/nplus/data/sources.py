@@ -1,30 +1,20 @@
-"""Files, folders and hub datasets to rows, recognised by their columns (Detail A1)."""
+"""Rows to demonstrations and comparisons, recognised by their columns (Detail A1)."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nplus.config.data import CNNDM_TEMPLATE, POST_TEMPLATE, TLDR_TEMPLATE
+from nplus.data.files import Place, every_file, open_source
 from nplus.data.tldr import template_fields
-from nplus.records import InputError, parse_lines
+from nplus.records import InputError
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
-SPLITS = ("train", "valid", "test", "valid_heldout", "test_heldout", "news", "pretrain")
-SPLIT_NAMES = {name: name for name in SPLITS} | {
-    "validation": "valid",
-    "val": "valid",
-    "dev": "valid",
-}
 RESPONSE_COLUMNS = ("summary", "highlights", "reference_response", "response", "completion")
 EOS_TEXT = "<|endoftext|>"
-
-Place = tuple[str, dict[str, Any]]
-"""`(where, row)`: where names file and line, or dataset and row, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,81 +75,13 @@ PREFERENCES = (
 )
 
 
-def rows_of(path: Path) -> Iterator[Place]:
-    """`(where, row)` of a JSONL or Parquet file."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file or folder")
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
-    if path.suffix != ".parquet":
-        yield from ((f"{path}, line {n}", row) for n, row in parse_lines(path))
-        return
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error})") from error
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{path}, row {number}", row
-
-
-def open_source(source: str | Path) -> dict[str, list[Place]]:
-    """Rows by split name; a single file is the one split `""`. InputError for what is not there.
-
-    `source` is a JSONL or Parquet file, a folder with one file a split, or a hub dataset name.
-    """
-    path = Path(source)
-    if path.is_dir():
-        splits = _folder(path)
-    elif path.is_file() or path.suffix in SUFFIXES or path.is_absolute() or str(source)[:1] in ".~":
-        splits = {"": list(rows_of(path))}
-    else:
-        splits = _hub(str(source))
-    for name, rows in splits.items():
-        if not rows:
-            raise InputError(f"{source}: {name or 'the file'} is empty; expected one row a line")
-    return splits
-
-
-def _folder(path: Path) -> dict[str, list[Place]]:
-    splits: dict[str, list[Place]] = {}
-    for file in sorted([*path.iterdir(), *path.glob("data/*")]):
-        name = re.sub(r"-\d+-of-\d+$", "", file.stem)
-        if file.suffix in SUFFIXES and name in SPLIT_NAMES:
-            splits.setdefault(SPLIT_NAMES[name], []).extend(rows_of(file))
-    if "train" not in splits:
-        raise InputError(
-            f"{path}: no file of the training split; expected train.jsonl or train.parquet "
-            "(and valid and test beside it)"
-        )
-    return splits
-
-
-def _hub(name: str) -> dict[str, list[Place]]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{name}: neither a file here nor a hub dataset that could be loaded ({reason}); "
-            "check the name, or give a local file or folder"
-        ) from error
-    return {
-        SPLIT_NAMES.get(split, split): [
-            (f"{name}, split {split}, row {number}", row) for number, row in enumerate(rows, 1)
-        ]
-        for split, rows in loaded.items()
-    }
-
-
 def load_demonstrations(
     source: str | Path, *, template: str | None = None, cut_field: str | None = None
 ) -> dict[str, list[RawDemonstration]]:
-    """Checked rows by split (`""` for a single file); a fault is an InputError naming its row."""
+    """Checked rows by split (`""` for a single file), recognised by their columns (Detail A1).
+
+    A fault is an InputError naming its row.
+    """
     return {
         split: demonstrations(rows, template=template, cut_field=cut_field)
         for split, rows in open_source(source).items()
@@ -269,9 +191,12 @@ def load_comparisons(
     """All comparisons of a source: OpenAI's schema, or `prompt`, `chosen`, `rejected`.
 
     `template` and `cut_field` stand in for the TL;DR template of OpenAI's rows with a post. Every
-    fault is an InputError naming its row.
+    fault is an InputError naming its row. Rows keep their split and batch, so that accuracy can be
+    told for each (Detail A11).
     """
-    splits = _comparison_files(Path(source)) or open_source(source)
+    # OpenAI names its files after batches, not splits: of a folder, every file is read.
+    path = Path(source).expanduser()
+    splits = (every_file(path) if path.is_dir() else {}) or open_source(source)
     loaded = []
     for split, rows in splits.items():
         for where, row in rows:
@@ -280,14 +205,6 @@ def load_comparisons(
             else:
                 loaded.append(_preference(where, row, split or "train"))
     return loaded
-
-
-def _comparison_files(path: Path) -> dict[str, list[Place]]:
-    """Every file of a folder: OpenAI names its files after batches, not splits."""
-    if not path.is_dir():
-        return {}
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    return {SPLIT_NAMES.get(file.stem, file.stem): list(rows_of(file)) for file in files}
 
 
 def _openai(
@@ -302,12 +219,10 @@ def _openai(
         raise InputError(f"{where}: field 'choice' is {choice!r}, expected 0 or 1")
     layout = _query_layout(info, template, cut_field)
     fields = _fields(f"{where}, info", info, layout)
-    texts = [_prose(f"{where}, summaries[{i}]", side, "text") for i, side in enumerate(sides)]
-    confidence = (row.get("extra") or {}).get("confidence")
-    if confidence is not None and (isinstance(confidence, bool) or not isinstance(confidence, int)):
-        raise InputError(
-            f"{where}: field 'extra.confidence' is {confidence!r}, expected 1 to 9 or null"
-        )
+    # A policy that ends at once has written an empty text, and people have compared it.
+    texts = [
+        _text(f"{where}, summaries[{i}]", side, "text").strip() for i, side in enumerate(sides)
+    ]
     return RawComparison(
         where=where,
         id=_identity(info, *fields.values()),
@@ -320,8 +235,16 @@ def _openai(
         worker=str(row.get("worker") or ""),
         batch=str(row.get("batch") or ""),
         split=str(row.get("split") or "train"),
-        confidence=confidence,
+        confidence=_confidence(where, row),
     )
+
+
+def _confidence(where: str, row: Mapping[str, Any]) -> int | None:
+    """1 to 9; None where a batch has none, or null (section 7.2)."""
+    value = (row.get("extra") or {}).get("confidence")
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise InputError(f"{where}: field 'extra.confidence' is {value!r}, expected 1 to 9 or null")
 
 
 def _query_layout(info: Mapping[str, Any], template: str | None, cut_field: str | None) -> Layout:
@@ -364,6 +287,7 @@ def _preference(where: str, row: Mapping[str, Any], split: str) -> RawComparison
         worker=str(row.get("worker") or ""),
         batch=str(row.get("batch") or ""),
         split=str(row.get("split") or split),
+        confidence=_confidence(where, row),
     )
 
 

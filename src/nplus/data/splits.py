@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
-from nplus.data.sources import RawDemonstration
+from nplus.data.sources import RawComparison, RawDemonstration
 from nplus.data.tldr import fill
 from nplus.records import InputError
 
+Row = TypeVar("Row", RawDemonstration, RawComparison)
+
 
 def set_aside(
-    rows: Sequence[RawDemonstration], names: Sequence[str], fraction: float, source: str
-) -> dict[str, list[RawDemonstration]]:
+    rows: Sequence[Row], names: Sequence[str], fraction: float, source: str
+) -> dict[str, list[Row]]:
     """Shares of about `fraction` of the rows for `names`, the rest for `train`, by hash of the id.
 
     Rows of one id or of one text stay together, so no post is on both sides. Adding rows moves no
@@ -33,13 +36,13 @@ def set_aside(
         home |= dict.fromkeys([g for g in inside if home[g] == "train"] or free[:1], name)
     if "train" not in home.values():
         raise InputError(f"{source}: no row is left to train on; lower data.valid_fraction")
-    parts: dict[str, list[RawDemonstration]] = {name: [] for name in ("train", *names)}
+    parts: dict[str, list[Row]] = {name: [] for name in ("train", *names)}
     for row, group in zip(rows, groups, strict=True):
         parts[home[group]].append(row)
     return parts
 
 
-def _groups(rows: Sequence[RawDemonstration]) -> list[str]:
+def _groups(rows: Sequence[Row]) -> list[str]:
     """A name per row; rows that share an id or a text, directly or through others, share it."""
     parent: dict[str, str] = {}
 
@@ -53,7 +56,9 @@ def _groups(rows: Sequence[RawDemonstration]) -> list[str]:
     keys = []
     for row in rows:
         text = row.fields.get(row.cut_field or "", "") or fill(row.template, row.fields)
-        words = " ".join((text or row.response).split())
+        if not text and isinstance(row, RawDemonstration):
+            text = row.response
+        words = " ".join(text.split())
         # "id" sorts before "text", and the smaller root wins: a group is named after an id.
         pair = sorted((root(f"id {row.id}"), root(f"text {words}")))
         parent[pair[1]] = pair[0]

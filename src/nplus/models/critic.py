@@ -73,4 +73,5 @@ class SharedCritic(torch.nn.Module):
         return self.policy.base_model(**inputs).last_hidden_state[:, -(width + 1) : -1]
 
     def _values(self, hidden: Tensor) -> Tensor:
-        return hidden.float() @ self.weight.float()
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        return hidden.to(dtype) @ self.weight.to(dtype)

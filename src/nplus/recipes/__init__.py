@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from nplus.config import RunConfig
 from nplus.recipes.real import real
-from nplus.recipes.toy import overoptimise, tiny, toy
+from nplus.recipes.tldr import TLDR_RECIPES
+from nplus.recipes.toy import overoptimise, tiny, toy, toy_sized
 from nplus.records import InputError
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
@@ -15,7 +16,11 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "toy:overoptimise": overoptimise,
     "toy:tiny": tiny,
     "real": real,
+    **TLDR_RECIPES,
 }
+
+SIZED: dict[str, Callable[[str], RunConfig]] = {"toy": toy_sized}
+"""Families of sizes: name to a function from a model size to its config."""
 
 
 def recipe(name: str) -> RunConfig:
@@ -25,6 +30,13 @@ def recipe(name: str) -> RunConfig:
     near = difflib.get_close_matches(name, RECIPES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise InputError(f"unknown recipe {name!r}; {hint}known: {', '.join(RECIPES)}")
+
+
+def sized(family: str, size: str) -> RunConfig:
+    """The config of one size of a family; `InputError` for an unknown family or size."""
+    if family not in SIZED:
+        raise InputError(f"unknown family {family!r}; known: {', '.join(SIZED)}")
+    return SIZED[family](size)
 
 
 def summary(name: str) -> str:

@@ -20,8 +20,47 @@ from nplus.config import (
     TokenizerConfig,
     WorldConfig,
 )
+from nplus.config.load import load_config
+from nplus.records import InputError
 
 RESPONSE_LENGTH = 40
+
+SIZES: dict[str, tuple[str, ...]] = {
+    "0.3M": (
+        "pretrain.optim.learning_rate=7e-3",
+        "sft.optim.learning_rate=1.5e-3",
+        "reward.optim.learning_rate=1e-3",
+        "ppo.optim.learning_rate=7e-4",
+        "ppo.value_learning_rate=1.5e-3",
+    ),
+    "1M": (),
+    "4M": (
+        "data.world.pretrain=8000",
+        "data.world.train=3000",
+        "label.pairs=12000",
+        "sample.prompts=2500",
+        "pretrain.optim.learning_rate=3e-3",
+        "pretrain.optim.muon_learning_rate=0.035",
+        "sft.optim.learning_rate=7e-4",
+        "reward.optim.learning_rate=4e-4",
+        "ppo.optim.learning_rate=3e-4",
+        "ppo.value_learning_rate=6e-4",
+    ),
+    "12M": (
+        "data.world.pretrain=5000",
+        "data.world.train=2000",
+        "label.pairs=6000",
+        "sample.prompts=1500",
+        "pretrain.optim.learning_rate=2e-3",
+        "pretrain.optim.muon_learning_rate=0.025",
+        "sft.optim.learning_rate=5e-4",
+        "reward.optim.learning_rate=2.5e-4",
+        "ppo.optim.learning_rate=2e-4",
+        "ppo.value_learning_rate=4e-4",
+    ),
+}
+"""What a size changes of the toy: learning rates fall with width, and larger models see fewer
+documents and pairs, so that a run of any size takes minutes."""
 
 
 def toy() -> RunConfig:
@@ -75,6 +114,17 @@ def toy() -> RunConfig:
         ),
         evaluate=EvaluateConfig(response_length=RESPONSE_LENGTH),
     )
+
+
+def toy_sized(size: str) -> RunConfig:
+    """The toy road at another model size, with what that size needs of its own.
+
+    The copy gate is off: of a size that copies badly it would drop the worst seeds and flatter the
+    mean. Raises InputError for a size that has no settings.
+    """
+    if size not in SIZES:
+        raise InputError(f"unknown size {size!r} of toy; known: {', '.join(SIZES)}")
+    return load_config(toy(), sets=(f"model.size={size}", "sft.copy_gate=0", *SIZES[size]))
 
 
 def overoptimise() -> RunConfig:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from nplus.algorithms import preference
 from nplus.batches import Objective, PairBatch
 from nplus.data.collate import WIDTH_MULTIPLE, PairRow, pair_batch, pair_rows
-from nplus.evaluation.accuracy import accuracy_report, margin_records
+from nplus.evaluation.accuracy import margin_records
 from nplus.metrics import values
 from nplus.models.lm import save_causal_lm, sequence_logprobs
 from nplus.records import Comparison, read_records, write_records
@@ -20,6 +20,7 @@ from nplus.runs import StageDir
 from nplus.seeding import take
 from nplus.stages.compute import forward_precision, seed_dropout
 from nplus.stages.context import Context
+from nplus.stages.reward import validation_reports
 from nplus.training.checkpoint import resume, save_checkpoint
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import update
@@ -130,6 +131,6 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     }
     margins = implicit_margins(policy.eval(), reference, held, ctx)
     write_records(where.margins, margin_records(held, margins))
-    results["validation"] = accuracy_report(held, margins)
+    results |= validation_reports(held, margins)
     save_causal_lm(policy, where.model, ctx.codec.tokenizer)
     return results

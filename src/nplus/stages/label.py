@@ -1,23 +1,27 @@
 """Label: comparisons for the reward model, in OpenAI's schema.
 
 In the embedded world simulated workers compare policies (references, extractive leads, samples,
-corrupted summaries). On real text nobody labels: the author's own TL;DR is set against another
-post's and against itself with its words shuffled.
+corrupted summaries). On real text people's comparisons are taken where there are some; where nobody
+labelled, the author's own TL;DR is set against another post's and against itself with its words
+shuffled.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nplus.config import LabelConfig
+from nplus.data.comparisons import NEWS_SPLIT
 from nplus.data.world.dice import Dice
 from nplus.data.world.labellers import CREW, Pair, bayes_accuracy, expected_agreement
 from nplus.data.world.policies import CORRUPTIONS, corrupt, lead
 from nplus.records import Comparison, Completion, Demonstration, read_records, write_records
 from nplus.runs import StageDir
-from nplus.seeding import stream
+from nplus.seeding import stream, take
 from nplus.stages.context import Context
 from nplus.stages.scorers import Gold
 
@@ -101,6 +105,23 @@ def _contrast_comparisons(split: str, count: int, ctx: Context) -> Iterator[Comp
         )
 
 
+def people_comparisons(labelled: list[Comparison], cfg: LabelConfig, seed: int) -> list[Comparison]:
+    """People's comparisons, at most as many as the config asks for, in the order of the data.
+
+    `pairs` bounds training, `valid_pairs` the held-out comparisons of posts, and again those of
+    news (Detail A11). What is left out is drawn by the seed.
+    """
+    limits = {"train": cfg.pairs, NEWS_SPLIT: cfg.valid_pairs}
+    parts: dict[str, list[int]] = {}
+    for at, row in enumerate(labelled):
+        parts.setdefault(row.split if row.split in limits else "valid", []).append(at)
+    chosen: set[int] = set()
+    for name, index in parts.items():
+        count = min(limits.get(name, cfg.valid_pairs), len(index))
+        chosen |= {index[i] for i in take(seed, f"label {name}", len(index), 0, count)}
+    return [labelled[at] for at in sorted(chosen)]
+
+
 def as_openai_row(comparison: Comparison, post: Demonstration) -> dict[str, Any]:
     """One line of OpenAI's comparisons file; texts carry one leading space (Detail A6)."""
     info = {"id": post.id, "site": None, "article": None}
@@ -128,8 +149,13 @@ def _write_openai(path: Path, comparisons: list[Comparison], ctx: Context) -> No
 
 
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
-    """Writes `comparisons.jsonl` (records) and `comparisons_openai.jsonl` (the public schema)."""
+    """Writes `comparisons.jsonl` (records), and those of our own making as
+    `comparisons_openai.jsonl` (the public schema)."""
     cfg = ctx.config.label
+    if cfg.kind == "data":
+        found = people_comparisons(ctx.data.labelled(), cfg, ctx.seed)
+        splits = dict(Counter(row.split for row in found))
+        return {"comparisons": write_records(where.comparisons, found), "splits": splits}
     counts = {"train": cfg.pairs, "valid": cfg.valid_pairs}
     rows: list[Comparison] = []
     results: dict[str, Any] = {}

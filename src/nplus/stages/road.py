@@ -62,10 +62,12 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
 
 def _outside_inputs(config: RunConfig) -> dict[str, str]:
     """Files the data stage reads, by content, so that a changed file is a changed run."""
-    path = Path(config.data.data).expanduser() if config.data.data else None
-    if config.data.source == "files" and path is not None and path.exists():
-        return {"data": f"{path}:{content_hash(path)}"}
-    return {}
+    data = config.data
+    sources = {"comparisons": data.comparisons.data}
+    if data.source == "files":
+        sources["data"] = data.data
+    paths = {role: Path(source).expanduser() for role, source in sources.items() if source}
+    return {role: f"{path}:{content_hash(path)}" for role, path in paths.items() if path.exists()}
 
 
 def preflight(config: RunConfig) -> None:

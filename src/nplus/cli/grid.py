@@ -1,0 +1,201 @@
+"""`nplus ablate` and `nplus scale`: many runs, one table."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nplus.cli.options import ConfigFile, Sets
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nplus.config import RunConfig
+    from nplus.report.grid_page import Sheet
+    from nplus.stages.grid import Cell, Entry, Grid
+
+    Write = Callable[[Grid, Sequence[Entry]], Sheet]
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="The grid's directory; runs/ablate-... or runs/scale-... unless given."
+    ),
+]
+
+PAGES = {"ablate": "ablation.html", "scale": "scale.html"}
+
+
+def ablate(
+    details: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="DETAIL...",
+            help="Details to flip, as F7; every detail with a switch unless given.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each condition, under seeds 1 to N.")] = 5,
+    out: Out = None,
+    recipe: Annotated[str, typer.Option(metavar="RECIPE", help="The baseline.")] = "toy",
+    flip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'NAME: KEY=VALUE...'", help="A condition of your own."),
+    ] = None,
+    sets: Sets = None,
+    config: ConfigFile = None,
+) -> None:
+    """Flip details one by one and measure what each does, seed by seed.
+
+    Each condition runs beside the baseline under the same seeds, and shares every stage that it
+    does not change. A grid that was interrupted goes on; a run that fails is shown as failed.
+    """
+    from nplus.recipes import recipe as named
+    from nplus.stages.ablation import BASELINE, of_details, of_flips, summarise, without_effect
+    from nplus.stages.grid import Grid, crossed, resolve
+
+    base = named(recipe)
+    flips = of_flips(flip or [])
+    chosen = [*(of_details(details or []) if details or not flips else []), *flips]
+    cells = crossed([(BASELINE, ()), *((c.name, c.sets) for c in chosen)], seeds)
+    configs = resolve(cells, lambda _: base, config_file=config, sets=sets or [])
+    same = without_effect(configs)
+    _refuse_or_tell(same, refuse=bool(details or flips))
+    conditions = [c for c in chosen if c.name not in same]
+    configs = {cell: cfg for cell, cfg in configs.items() if cell.name not in same}
+    where = out or Path("runs") / f"ablate-{base.recipe.replace(':', '-')}"
+    options = {"--seeds": seeds, "--out": where, "--recipe": recipe, "--flip": flip}
+    command = _command("ablate", details, {**options, "--set": sets, "--config": config})
+
+    def write(grid: Grid, entries: Sequence[Entry]) -> Sheet:
+        from nplus.report.grid_page import write_ablation
+
+        data = summarise(grid, entries, conditions)
+        return write_ablation(where, {"command": command, "recipe": recipe, **data})
+
+    _run(Grid.open(where, "ablate", base.recipe), configs, write)
+
+
+def scale(
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="A family of sizes.")] = "toy",
+    sizes: Annotated[str, typer.Option(metavar="SIZE,SIZE...", help="Model sizes.")] = "0.3M,1M,4M",
+    seeds: Annotated[int, typer.Option(help="Runs of each size, under seeds 1 to N.")] = 3,
+    out: Out = None,
+    sets: Sets = None,
+    config: ConfigFile = None,
+) -> None:
+    """Run several model sizes and draw win rates against size.
+
+    Each size has settings of its own, on which --set has the last word. A grid that was interrupted
+    goes on; a run that fails is shown as failed.
+    """
+    from nplus.recipes import sized
+    from nplus.records import InputError
+    from nplus.stages.grid import Grid, crossed, resolve
+    from nplus.stages.scaling import summarise
+
+    names = [name.strip() for name in sizes.split(",")]
+    bases = {name: sized(family, name) for name in names}
+    cells = crossed([(name, ()) for name in names], seeds)
+    configs = resolve(cells, bases.__getitem__, config_file=config, sets=sets or [])
+    if any(cfg.model.size != cell.name for cell, cfg in configs.items()):
+        raise InputError("model.size is set for every cell; choose sizes with --sizes")
+    where = out or Path("runs") / f"scale-{family}"
+    options = {"--sizes": sizes, "--seeds": seeds, "--out": where}
+    command = _command("scale", [family], {**options, "--set": sets, "--config": config})
+
+    def write(grid: Grid, entries: Sequence[Entry]) -> Sheet:
+        from nplus.report.grid_page import write_scale
+
+        data = summarise(grid, entries)
+        return write_scale(where, {"command": command, "recipe": family, **data})
+
+    _run(Grid.open(where, "scale", configs[cells[0]].recipe), configs, write)
+
+
+def _refuse_or_tell(same: Sequence[str], *, refuse: bool) -> None:
+    """Conditions that change nothing: an error where asked for, else left out with a word."""
+    from nplus.records import InputError
+
+    if not same:
+        return
+    text = f"{', '.join(same)}: the baseline has these settings already"
+    if refuse:
+        raise InputError(f"{text}, so there is nothing to compare; leave them out")
+    typer.echo(f"{text}; left out", err=True)
+
+
+def _command(name: str, arguments: Sequence[str] | None, options: Mapping[str, Any]) -> str:
+    """The command line that these arguments come from."""
+    words = ["nplus", name, *(arguments or [])]
+    for option, value in options.items():
+        for each in value if isinstance(value, list) else [value]:
+            words += [option, str(each)] if each is not None else []
+    return shlex.join(words)
+
+
+def _run(
+    grid: Grid,
+    configs: Mapping[Cell, RunConfig],
+    write: Write,
+) -> None:
+    """Run the grid, writing its tables after every seed; exit code 1 when no cell has a result."""
+    from nplus.cli.run import require_file
+    from nplus.records import InputError
+
+    for cell, cfg in configs.items():
+        require_file(cfg.data)
+        if not {"ppo", "evaluate"} <= set(cfg.stage_names()):
+            raise InputError(f"{cell.name}: ends before the verdict; set until=null")
+    from rich.console import Console
+
+    from nplus.runs import key_of
+    from nplus.stages.road import VERSIONS, preflight, run_road
+
+    for model in {(c.model, c.tokenizer): c for c in configs.values()}.values():
+        preflight(model)
+    console = Console()
+    entries = grid.run(
+        configs,
+        lambda config, where: run_road(config, where, console=console),
+        version=key_of(VERSIONS),
+        on_cell=_announce(console, list(configs)),
+        on_seed=lambda _: _write_so_far(grid, configs, write),
+    )
+    sheet = write(grid, entries)
+    _show(sheet, grid.path / PAGES[grid.kind], console)
+    if not any(entry.status == "complete" for entry in entries):
+        raise typer.Exit(1)
+
+
+def _write_so_far(grid: Grid, configs: Mapping[Cell, RunConfig], write: Write) -> None:
+    write(grid, [grid.entries[cell.name, cell.seed] for cell in configs])
+
+
+def _announce(console: Console, cells: Sequence[Cell]) -> Callable[[Entry, str], None]:
+    """One line before each cell, and one for what has failed."""
+    number = {(cell.name, cell.seed): n for n, cell in enumerate(cells, 1)}
+
+    def announce(entry: Entry, state: str) -> None:
+        cell = entry.cell
+        head = f"[{number[cell.name, cell.seed]}/{len(cells)}] {cell.name}, seed {cell.seed}"
+        if state == "skip":
+            console.print(f"{head}: complete, skipped", style="dim", markup=False)
+        elif state == "run":
+            console.print(f"{head} {' '.join(cell.sets)}", style="bold", markup=False)
+        elif entry.status == "failed":
+            console.print(f"{head} failed: {entry.error}", style="red", markup=False)
+
+    return announce
+
+
+def _show(sheet: Sheet, page: Path, console: Console) -> None:
+    from nplus.report.grid_page import console_table
+
+    console.print(console_table(sheet))
+    for line in sheet.failures:
+        console.print(line, style="red", markup=False)
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)

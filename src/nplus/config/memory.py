@@ -1,0 +1,173 @@
+"""An estimate of what training needs in memory per process, from shapes alone; no torch.
+
+What is counted, in bytes, for `n` parameters over `W` processes:
+
+    trained     what it computes with, in every process; float32 master weights where that is
+                bfloat16; gradients; Adam's two moments; all but the first shared out over W, as
+                ZeRO stage 2 does (Detail B4)
+    frozen      the weights, in every process
+    cache       keys and values of one rollout forward: 2 * layers * kv width * rows * (P + R)
+    activations of one micro-batch, kept for the backward: `activation_bytes`
+
+Not counted: the allocator's waste, the kernels' work space, the CUDA context (about 1 GiB).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nplus.config.batch_plan import batch_plan
+from nplus.config.run import RunConfig
+from nplus.config.shapes import Shape
+
+GIB = 1 << 30
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Bytes of a stored parameter, and of one in a training forward."""
+
+    stored: int
+    computed: int
+
+    @classmethod
+    def of(cls, dtype: str, autocast: str) -> Precision:
+        """Of `model.dtype`, and `autocast` of the stage."""
+        stored = BYTES[dtype]
+        return cls(stored, stored if autocast == "none" else BYTES[autocast])
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes by what they are for. Of `phases` one is there at a time, so the largest counts."""
+
+    states: Mapping[str, float]
+    phases: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        """Bytes at the peak."""
+        return sum(self.states.values()) + max(self.phases.values(), default=0.0)
+
+
+def trained_bytes(parameters: int, precision: Precision, world_size: int) -> dict[str, float]:
+    """Weights, gradients and Adam's moments of one trained model in one process."""
+    shared = parameters * precision.stored / world_size
+    master = 0.0 if precision.computed == precision.stored else shared
+    return {
+        "weights": float(parameters * precision.computed),
+        "master weights": master,
+        "gradients": shared,
+        "Adam": 2 * shared,
+    }
+
+
+def activation_bytes(
+    shape: Shape, *, rows: int, tokens: int, precision: Precision, attention: str = "sdpa"
+) -> float:
+    """What the layers keep of a forward over `rows` sequences of `tokens` for the backward.
+
+    Per token and layer, in elements: the residual before each norm (stored precision); the two
+    norms' outputs, query, key and value, attention's output as computed and as a contiguous copy;
+    the feed-forward layer's inner values before and after the nonlinearity (gated: four of them).
+    `eager` attention adds, per head and pair of positions, the float32 softmax and its copy in the
+    computing precision. No activation checkpointing. Counted like Korthikanti et al. 2022
+    (arXiv 2205.05198, section 4.1), without its dropout masks and scores.
+    """
+    h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    residuals = h * (1 if shape.parallel else 2) * precision.stored
+    inner = shape.feed_forward * (4 if shape.gated else 2)
+    computed = (2 * h + (q + 2 * kv) + 2 * q + inner) * precision.computed
+    scores = 0
+    if attention == "eager":
+        copy = precision.computed if precision.computed < BYTES["float32"] else 0
+        scores = shape.heads * tokens * (BYTES["float32"] + copy)
+    return float(rows * tokens * shape.layers * (residuals + computed + scores))
+
+
+def logit_bytes(shape: Shape, *, rows: int, columns: int, precision: Precision) -> float:
+    """Logits of `columns` positions as computed, in float32 for the log-softmax, and their
+    gradient."""
+    each = precision.computed + 2 * BYTES["float32"]
+    return float(rows * columns * shape.vocab * each)
+
+
+def memory_plan(cfg: RunConfig, shape: Shape, *, world_size: int = 1) -> dict[str, Need]:
+    """What each stage that trains needs, by stage name, in the run's order."""
+    found = {
+        "sft": _sft(cfg, shape, world_size),
+        "reward": _reward(cfg, shape, world_size),
+        "ppo": _ppo(cfg, shape, world_size),
+    }
+    if cfg.dpo is not None:
+        found["dpo"] = _dpo(cfg, shape, world_size)
+    return {name: found[name] for name in cfg.stage_names() if name in found}
+
+
+def _kept(
+    cfg: RunConfig, shape: Shape, *, rows: int, tokens: int, logits: int, precision: Precision
+) -> float:
+    """Activations of one model, with logits at the last `logits` positions."""
+    attention = cfg.model.attn_implementation
+    layers = activation_bytes(
+        shape, rows=rows, tokens=tokens, precision=precision, attention=attention
+    )
+    return layers + logit_bytes(shape, rows=rows, columns=logits, precision=precision)
+
+
+def _sft(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
+    precision = Precision.of(cfg.model.dtype, cfg.compute.autocast)
+    rows = cfg.sft.batch.micro_batch_size
+    tokens = cfg.data.max_length or cfg.data.max_query_tokens + cfg.data.max_response_tokens
+    kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=tokens, precision=precision)
+    return Need(trained_bytes(shape.parameters, precision, world_size), {"activations": kept})
+
+
+def _pair_tokens(cfg: RunConfig) -> int:
+    """The longest query with a compared response."""
+    own = cfg.data.comparisons
+    if cfg.label.kind == "data":
+        responses = own.max_response_tokens or cfg.data.max_response_tokens
+        return own.max_length or cfg.data.max_query_tokens + responses
+    sampled = cfg.sample.response_length if cfg.sample else 0
+    return cfg.data.max_query_tokens + max(cfg.data.max_response_tokens, sampled)
+
+
+def _reward(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
+    precision = Precision.of(cfg.model.dtype, cfg.compute.autocast)
+    rows, tokens = 2 * cfg.reward.batch.micro_batch_size, _pair_tokens(cfg)
+    kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=0, precision=precision)
+    states = trained_bytes(shape.scalar_parameters, precision, world_size)
+    return Need(states, {"activations": kept})
+
+
+def _dpo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
+    assert cfg.dpo is not None
+    precision = Precision.of(cfg.model.dtype, cfg.compute.autocast)
+    rows, tokens = 2 * cfg.dpo.batch.micro_batch_size, _pair_tokens(cfg)
+    kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=tokens, precision=precision)
+    states = trained_bytes(shape.parameters, precision, world_size)
+    states["reference"] = float(shape.parameters * precision.stored)
+    return Need(states, {"activations": kept})
+
+
+def _ppo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
+    ppo = cfg.ppo
+    precision = Precision.of(cfg.model.dtype, ppo.autocast)
+    response = ppo.sampling.response_length
+    rows, tokens = ppo.micro_batch_size, cfg.data.max_query_tokens + response
+    # The policy's head runs on the response's positions and the one before (Detail E6).
+    columns = response + 1
+    kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=columns, precision=precision)
+    trained = [trained_bytes(shape.parameters, precision, world_size)]
+    if ppo.value == "separate":  # Detail E3: the critic is a network of its own
+        trained.append(trained_bytes(shape.scalar_parameters, precision, world_size))
+        kept += _kept(cfg, shape, rows=rows, tokens=tokens, logits=0, precision=precision)
+    states = {name: sum(model[name] for model in trained) for name in trained[0]}
+    states["reference"] = float(shape.parameters * precision.stored)
+    states["reward model"] = float(shape.scalar_parameters * precision.stored)
+    sampled = min(ppo.rollout_micro_batch_size, batch_plan(ppo, world_size=world_size).local_rows)
+    cache = float(shape.cache_elements(sampled, tokens) * precision.stored)
+    return Need(states, {"rollout cache": cache, "activations": kept})

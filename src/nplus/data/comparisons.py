@@ -1,0 +1,132 @@
+"""People's comparisons for a reward model: read, split and measured (Details A1, A8 and A11)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nplus.config.data import CNNDM_TEMPLATE, DataConfig
+from nplus.data.fit import Fitted, Limits, fit, kept, refuse, require_rows, summary
+from nplus.data.sources import RawComparison, load_comparisons
+from nplus.data.splits import set_aside
+from nplus.data.tokens import Codec
+from nplus.records import Comparison, InputError
+
+CNNDM_BATCHES = ("batch0_cnndm", "cnndm0", "cnndm2")
+NEWS_SPLIT = "validation_cnndm"
+"""News, of which no comparison was trained on: its accuracy is told apart (Detail A11)."""
+LABEL_SPLITS = ("train", "valid1", "valid2", NEWS_SPLIT)
+SPLIT_NAMES = {name: name for name in LABEL_SPLITS} | {"valid": "valid1", "test": "valid2"}
+"""OpenAI chose models on valid1 and told final numbers on valid2."""
+
+
+def is_news(row: RawComparison) -> bool:
+    """Whether a comparison is of a CNN/DM article."""
+    return row.batch in CNNDM_BATCHES or row.template == CNNDM_TEMPLATE
+
+
+def split_of(row: RawComparison) -> str:
+    """Detail A11: `train`, `valid1` or `valid2` as the row says; held-out news apart."""
+    name = SPLIT_NAMES.get(row.split)
+    if name is None:
+        raise InputError(
+            f"{row.where}: split {row.split!r} is unknown; expected one of "
+            f"{', '.join(LABEL_SPLITS)}, or files named train, valid and test"
+        )
+    return NEWS_SPLIT if name != "train" and is_news(row) else name
+
+
+def by_split(rows: Sequence[RawComparison], data: DataConfig) -> dict[str, list[RawComparison]]:
+    """Rows by split; where none is held out, `data.valid_fraction` of the queries are valid1."""
+    source = str(data.comparisons.data)
+    splits: dict[str, list[RawComparison]] = {name: [] for name in LABEL_SPLITS}
+    for row in rows:
+        splits[split_of(row)].append(row)
+    if not splits["train"]:
+        raise InputError(f"{source}: no comparison is of the training split; mark some split=train")
+    if len(splits["train"]) == len(rows):
+        parts = set_aside(rows, ["valid"], data.valid_fraction, source)
+        splits |= {"train": parts["train"], "valid1": parts["valid"]}
+    return {name: part for name, part in splits.items() if part}
+
+
+def fit_comparisons(
+    splits: dict[str, list[RawComparison]], codec: Codec, data: DataConfig
+) -> tuple[list[Comparison], dict[str, Any]]:
+    """Comparisons with queries cut to length, and per split what that took.
+
+    Raises InputError where a response, or a query with one, is longer than the config allows.
+    """
+    fitted = {name: _fit_split(rows, codec, data) for name, rows in splits.items()}
+    refuse(list(fitted.values()), data.overlong)
+    records, report = [], {}
+    for name, rows in splits.items():
+        stays = kept(fitted[name], data.overlong)
+        require_rows(fitted[name], stays, f"{name} of {data.comparisons.data}")
+        chosen = [
+            (row, place) for row, place, stay in zip(rows, fitted[name], stays, strict=True) if stay
+        ]
+        records += [_record(row, place.query, name) for row, place in chosen]
+        report[name] = {
+            **summary([place for _, place in chosen], len(rows)),
+            "ties": sum(row.responses[0] == row.responses[1] for row, _ in chosen),
+        }
+    return records, report
+
+
+def _fit_split(rows: Sequence[RawComparison], codec: Codec, data: DataConfig) -> list[Fitted]:
+    cfg = data.comparisons
+    key = "data.comparisons."
+    posts = Limits(
+        cfg.max_response_tokens, f"{key}max_response_tokens", cfg.max_length, f"{key}max_length"
+    )
+    news = Limits(
+        cfg.max_news_response_tokens,
+        f"{key}max_news_response_tokens",
+        cfg.max_news_length,
+        f"{key}max_news_length",
+    )
+    found: dict[int, Fitted] = {}
+    for limits, query_limit, of_news in (
+        (posts, data.max_query_tokens, False),
+        (news, cfg.max_news_query_tokens, True),
+    ):
+        index = [at for at, row in enumerate(rows) if is_news(row) == of_news]
+        part = [rows[at] for at in index]
+        fitted = fit(part, codec, data, query_limit=query_limit, limits=limits)
+        found |= dict(zip(index, fitted, strict=True))
+    return [found[at] for at in range(len(rows))]
+
+
+def _record(row: RawComparison, query: str, split: str) -> Comparison:
+    return Comparison(
+        id=row.id,
+        query=query,
+        responses=row.responses,
+        policies=row.policies,
+        choice=row.choice,
+        worker=row.worker,
+        batch=row.batch,
+        split=split,
+        confidence=row.confidence,
+    )
+
+
+def read_comparisons(
+    source: str | Path, codec: Codec, data: DataConfig
+) -> tuple[list[Comparison], int]:
+    """Comparisons of a file or folder, in their own splits, with queries cut to length, and how
+    many were dropped."""
+    rows = load_comparisons(source, template=data.template, cut_field=data.cut_field)
+    no_limit = Limits(None, "", None, "")
+    fitted = fit(rows, codec, data, query_limit=data.max_query_tokens, limits=no_limit)
+    refuse([fitted], data.overlong)
+    stays = kept(fitted, data.overlong)
+    require_rows(fitted, stays, str(source))
+    records = [
+        _record(row, place.query, row.split)
+        for row, place, stay in zip(rows, fitted, stays, strict=True)
+        if stay
+    ]
+    return records, len(rows) - len(records)

@@ -1,0 +1,213 @@
+"""Rows against the lengths of the config: queries are cut, nothing else is (Details A3 and A8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nplus.config.data import DataConfig
+from nplus.data.sources import RawComparison, RawDemonstration
+from nplus.data.tldr import fill, truncate_query
+from nplus.data.tokens import Codec
+from nplus.records import InputError
+
+Raw = RawDemonstration | RawComparison
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most tokens of a response, and of query and response together, with the settings' keys.
+
+    None has no limit.
+    """
+
+    response: int | None
+    response_key: str
+    length: int | None
+    length_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overlong:
+    """A length over its limit, EOS counted: cut, the row would lose its EOS (Detail A8)."""
+
+    where: str
+    what: str
+    tokens: int
+    key: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A row's query, at most as long as it may be, and lengths in tokens (EOS in a response's)."""
+
+    query: str
+    query_tokens: int
+    response_tokens: tuple[int, ...]
+    """One of a demonstration, two of a comparison."""
+    cut: bool
+    faults: tuple[InputError | Overlong, ...] = ()
+    filtered: bool = False
+    """`data.truncation=filter` leaves it out."""
+
+    @property
+    def length(self) -> int:
+        """The longest of query and response together."""
+        return self.query_tokens + max(self.response_tokens)
+
+
+def fit(
+    rows: Sequence[Raw], codec: Codec, data: DataConfig, *, query_limit: int, limits: Limits
+) -> list[Fitted]:
+    """Every row measured, its query in at most `query_limit` tokens, or with what stands against
+    it."""
+    queries = fit_queries(rows, codec, query_limit, truncation=data.truncation)
+    texts = [r.responses if isinstance(r, RawComparison) else (r.response,) for r in rows]
+    flat = iter(codec.encode_responses([text for pair in texts for text in pair]))
+    found = []
+    for row, query, pair in zip(rows, queries, texts, strict=True):
+        tokens = tuple(len(next(flat)) for _ in pair)
+        if isinstance(query, InputError):
+            found.append(Fitted("", 0, tokens, False, (query,)))
+        elif query is None:
+            found.append(Fitted("", 0, tokens, False, filtered=True))
+        else:
+            cut = fill(row.template, row.fields).lstrip() != query[0]
+            whole = Fitted(query[0], query[1], tokens, cut)
+            found.append(Fitted(*query, tokens, cut, _overlong(row.where, whole, limits)))
+    return found
+
+
+def _overlong(where: str, row: Fitted, limits: Limits) -> tuple[Overlong, ...]:
+    lengths = (
+        ("response", max(row.response_tokens), limits.response_key, limits.response),
+        ("query with its response", row.length, limits.length_key, limits.length),
+    )
+    return tuple(
+        Overlong(where, what, tokens, key, limit)
+        for what, tokens, key, limit in lengths
+        if limit is not None and tokens > limit
+    )
+
+
+def fit_queries(
+    rows: Sequence[Raw], codec: Codec, limit: int, *, truncation: str = "paragraph"
+) -> list[tuple[str, int] | InputError | None]:
+    """`(query, tokens)` of each row, at most `limit` tokens (Detail A3), or why it cannot be.
+
+    `truncation` is that of `DataConfig`; None marks a row that `filter` leaves out.
+    """
+    fast = codec.splits_at_spaces
+    fitted: list[tuple[str, int] | InputError | None] = []
+    # Detail A5: a query starts with no space.
+    filled = [fill(row.template, row.fields).lstrip() for row in rows]
+    for row, query, ids in zip(rows, filled, codec.encode_queries(filled), strict=True):
+        if len(ids) <= limit:
+            fitted.append((query, len(ids)))
+        elif truncation == "filter":
+            fitted.append(None)
+        elif truncation == "tokens":
+            fitted.append(_first_tokens(ids, codec, limit))
+        elif row.cut_field is None:
+            fitted.append(_uncut(row, len(ids), limit))
+        else:
+            fitted.append(_cut(row, row.cut_field, codec, limit, fast))
+    return fitted
+
+
+def _first_tokens(ids: list[int], codec: Codec, limit: int) -> tuple[str, int]:
+    """The text of the first tokens; fewer where it does not read back in as few."""
+    for count in range(limit, 0, -1):
+        query = codec.decode(ids[:count])
+        tokens = len(codec.encode_query(query))
+        if tokens <= limit:
+            return query, tokens
+    raise InputError(f"no first tokens of a query read back in {limit} tokens: another tokenizer?")
+
+
+def _uncut(row: Raw, tokens: int, limit: int) -> InputError:
+    return InputError(
+        f"{row.where}: a ready-made query of {tokens} tokens, over data.max_query_tokens={limit}, "
+        "is never cut; raise the limit, set data.overlong=drop, or give the original columns"
+    )
+
+
+def _cut(
+    row: Raw, cut_field: str, codec: Codec, limit: int, fast: bool
+) -> tuple[str, int] | InputError:
+    try:
+        query = truncate_query(
+            row.template,
+            row.fields,
+            cut_field,
+            limit,
+            codec.encode,
+            where=row.where,
+            splits_at_spaces=fast,
+        ).lstrip()
+    except InputError as error:
+        return error
+    return query, len(codec.encode_query(query))
+
+
+def kept(rows: Sequence[Fitted], overlong: str) -> list[bool]:
+    """Which rows stay: those without a fault; with `overlong=cut`, also those of long responses."""
+
+    def stays(row: Fitted) -> bool:
+        unfit = any(isinstance(f, InputError) for f in row.faults)
+        return not (row.filtered or unfit) and (overlong == "cut" or not row.faults)
+
+    return [stays(row) for row in rows]
+
+
+def refuse(parts: Sequence[Sequence[Fitted]], overlong: str) -> None:
+    """InputError for rows that do not fit, where `overlong` is not `drop` (Detail A8).
+
+    Each setting that is too small is named with its longest row and the value that would do.
+    """
+    faults = [fault for rows in parts for row in rows for fault in row.faults]
+    errors = [fault for fault in faults if isinstance(fault, InputError)]
+    if errors and overlong != "drop":
+        more = f" ({len(errors)} such rows)" if len(errors) > 1 else ""
+        raise InputError(f"{errors[0]}{more}")
+    long = [fault for fault in faults if isinstance(fault, Overlong)]
+    if long and overlong == "error":
+        keys = dict.fromkeys(fault.key for fault in long)
+        raise InputError("; ".join(_too_small([f for f in long if f.key == key]) for key in keys))
+
+
+def _too_small(faults: Sequence[Overlong]) -> str:
+    longest = max(faults, key=lambda fault: fault.tokens)
+    also = f" and {len(faults) - 1} more are over it" if len(faults) > 1 else ""
+    return (
+        f"{longest.where}: the {longest.what} has {longest.tokens} tokens with EOS, over "
+        f"{longest.key}={longest.limit}{also}; set {longest.key}={longest.tokens} or more, or "
+        "data.overlong=drop"
+    )
+
+
+def require_rows(rows: Sequence[Fitted], stays: Sequence[bool], name: str) -> None:
+    """InputError when nothing is left of a split."""
+    if any(stays):
+        return
+    fault = next((fault for row in rows for fault in row.faults), None)
+    why = _too_small([fault]) if isinstance(fault, Overlong) else fault
+    raise InputError(f"every row of {name} was dropped; the first: {why or 'data.truncation'}")
+
+
+def summary(rows: Sequence[Fitted], total: int) -> dict[str, Any]:
+    """Counts and token lengths of the rows that stay of `total`, EOS included in a response's."""
+    queries = [row.query_tokens for row in rows]
+    responses = [tokens for row in rows for tokens in row.response_tokens]
+    return {
+        "rows": len(rows),
+        "dropped": total - len(rows),
+        "truncated_share": sum(row.cut for row in rows) / len(rows),
+        "query_tokens_max": max(queries),
+        "query_tokens_mean": sum(queries) / len(queries),
+        "response_tokens_max": max(responses),
+        "response_tokens_mean": sum(responses) / len(responses),
+        "length_max": max(row.length for row in rows),
+    }

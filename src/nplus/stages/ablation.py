@@ -1,0 +1,174 @@
+"""What a detail does: a baseline, and runs that differ from it in one thing, seed by seed."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nplus.config import RunConfig
+from nplus.details import detail, details
+from nplus.evaluation.effects import Effect, measure_effect, outcome_effect, summary_over_seeds
+from nplus.records import InputError, Judgement, read_records
+from nplus.stages.grid import Cell, Entry, Grid, cell_rows
+
+BASELINE = "baseline"
+POLICY = "ppo"
+TAIL = 5
+"""Updates at the end of PPO over which its journal is averaged."""
+MEASURES = {
+    "kl": "objective/kl",
+    "length": "val/response_length",
+    "eos_rate": "val/eos_rate",
+}
+"""Name to journal metric: rollouts of the last updates, at the rollouts' temperature."""
+BOUNDS = {"win_rate": (0.0, 1.0), "eos_rate": (0.0, 1.0), "kl": (-math.inf, math.inf)}
+"""Where a measure's values lie, if not above 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing done otherwise: `sets` are settings as after `--set`."""
+
+    name: str
+    title: str
+    sets: tuple[str, ...]
+
+
+def of_details(ids: Sequence[str]) -> list[Condition]:
+    """The conditions that flip these details, one for each of a detail's variants; without ids,
+    those of every detail that has any.
+
+    Raises InputError for an unknown id and for a detail without a variant.
+    """
+    chosen = [detail(name) for name in ids] or [entry for entry in details() if entry.ablation]
+    fixed = [entry.id for entry in chosen if not entry.ablation]
+    if fixed:
+        known = ", ".join(entry.id for entry in details() if entry.ablation)
+        raise InputError(
+            f"{', '.join(fixed)}: nothing to ablate; these details have variants: {known}"
+        )
+    return [
+        Condition(f"{entry.id} {variant}", entry.title, sets)
+        for entry in chosen
+        for variant, sets in entry.ablation.items()
+    ]
+
+
+def of_flips(texts: Iterable[str]) -> list[Condition]:
+    """Conditions given as `name: key=value key=value`."""
+    found = []
+    for text in texts:
+        name, colon, rest = text.partition(":")
+        try:
+            sets = tuple(shlex.split(rest))
+        except ValueError as error:
+            raise InputError(f"--flip {text}: {error}; close the quotes") from error
+        if not (colon and name.strip() and sets and all("=" in each for each in sets)):
+            raise InputError(
+                f"--flip {text}: needs NAME: KEY=VALUE, as in --flip 'no KL: ppo.kl_coef=0'"
+            )
+        found.append(Condition(name.strip(), ", ".join(sets), sets))
+    return found
+
+
+def without_effect(configs: Mapping[Cell, RunConfig]) -> list[str]:
+    """Conditions whose settings are the baseline's, so that there is nothing to compare."""
+    baseline = {cell.seed: c for cell, c in configs.items() if cell.name == BASELINE}
+    same = [c.name for c, cfg in configs.items() if c.name != BASELINE and cfg == baseline[c.seed]]
+    return list(dict.fromkeys(same))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one run came to."""
+
+    posts: Mapping[str, float]
+    """Post id to 1, 1/2 or 0: PPO against the reference, on the judged split, at the first
+    temperature."""
+    measures: Mapping[str, float]
+
+
+def read_outcome(grid: Grid, entry: Entry) -> Outcome | None:
+    """A cell's result; None for a cell that has none."""
+    where, ppo = grid.stage(entry, "evaluate"), grid.stage(entry, POLICY)
+    manifest = where.manifest() if where else None
+    if entry.status != "complete" or manifest is None or where is None or ppo is None:
+        return None
+    split, temperature = manifest.results["split"], manifest.results["temperatures"][0]
+    ours = f"{POLICY}@{temperature:g}"
+    posts = {
+        row.id: 0.5 + 0.5 * ((row.score > row.opponent_score) - (row.score < row.opponent_score))
+        for row in read_records(where.judgements, Judgement)
+        if (row.policy, row.opponent, row.split) == (ours, "reference", split)
+    }
+    rows = [row["metrics"] for row in ppo.journal_rows()][-TAIL:]
+    measures = {name: _mean([row.get(m) for row in rows]) for name, m in MEASURES.items()}
+    tokens = [
+        row["tokens"]
+        for row in manifest.results["systems"]
+        if (row["policy"], row["temperature"], row["split"]) == (POLICY, temperature, split)
+    ]
+    return Outcome(posts, {**measures, "test_length": _mean(tokens)})
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Mean; NaN without values or where one is missing."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else math.nan
+
+
+def summarise(
+    grid: Grid, entries: Sequence[Entry], conditions: Sequence[Condition]
+) -> dict[str, Any]:
+    """The tables of `ablation.json`: the baseline's means and every condition's effects.
+
+    `win_rate` is in shares of 1, `kl` in nats per response, lengths in tokens.
+    """
+    outcomes = {
+        (e.cell.name, e.cell.seed): found for e in entries if (found := read_outcome(grid, e))
+    }
+
+    def runs(name: str) -> dict[int, Outcome]:
+        return {seed: found for (cell, seed), found in outcomes.items() if cell == name}
+
+    baseline = runs(BASELINE)
+    return {
+        "seeds": sorted({entry.cell.seed for entry in entries}),
+        "tail": TAIL,
+        "baseline": _means(baseline),
+        "conditions": [
+            {**asdict(condition), **_effects(runs(condition.name), baseline)}
+            for condition in conditions
+        ],
+        "cells": cell_rows(entries),
+    }
+
+
+def _means(runs: Mapping[int, Outcome]) -> dict[str, Any]:
+    """Mean over seeds of each measure, with a t interval over seeds."""
+    values = {"win_rate": [_mean(list(run.posts.values())) for run in runs.values()]}
+    for name in (*MEASURES, "test_length"):
+        values[name] = [run.measures[name] for run in runs.values()]
+    return {
+        name: summary_over_seeds(v, BOUNDS.get(name, (0, math.inf))) for name, v in values.items()
+    }
+
+
+def _effects(
+    runs: Mapping[int, Outcome], baseline: Mapping[int, Outcome]
+) -> dict[str, dict[str, Any] | None]:
+    found: dict[str, Effect | None] = {
+        "win_rate": outcome_effect(
+            {seed: run.posts for seed, run in runs.items()},
+            {seed: run.posts for seed, run in baseline.items()},
+        )
+    }
+    for name in (*MEASURES, "test_length"):
+        found[name] = measure_effect(
+            {seed: run.measures[name] for seed, run in runs.items()},
+            {seed: run.measures[name] for seed, run in baseline.items()},
+        )
+    return {name: asdict(effect) if effect else None for name, effect in found.items()}
