@@ -29,7 +29,7 @@ def check(
     cfg = resolve(recipe, config, sets, seed)
     plan = [*_plan(cfg, world_size), *_memory(cfg, world_size)]
     typer.echo(dump_yaml(cfg))
-    typer.echo("\n".join(plan))
+    typer.echo("\n".join([*plan, *_semantics(cfg)]))
     typer.echo(f"# stages: {', '.join(cfg.stage_names())}")
     typer.echo(f"# config hash: {config_hash(cfg)}")
 
@@ -41,6 +41,19 @@ def recipes() -> None:
     width = max(map(len, RECIPES))
     for name in RECIPES:
         typer.echo(f"{name:{width}}  {summary(name)}")
+
+
+def _semantics(cfg: RunConfig) -> Iterator[str]:
+    """Whose PPO this is, and which numbered details stand otherwise than by default."""
+    from nplus.cli.details import changed
+    from nplus.config.profiles import profile_values, told
+
+    if "ppo" in cfg.stage_names():
+        yield f"# {told(cfg.ppo)}"
+        values = (f"{key}={value}" for key, value in profile_values(cfg.ppo).items())
+        yield f"# the profile's keys: {', '.join(values)}"
+    yield "# details that stand otherwise than by default (`nplus details` lists all):"
+    yield from (f"#   {line}" for line in changed(cfg.model_dump(mode="json")))
 
 
 def _plan(cfg: RunConfig, world_size: int) -> Iterator[str]:

@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from nplus.details import Detail
 
+CHANGED = "changed"
+
 
 def details(
     id: Annotated[
@@ -33,6 +35,14 @@ def details(
     for entry in entries:
         last = entry.key or "always on" if config is None else _state(entry, config)
         typer.echo(f"{entry.id:<4} {entry.title:<34} {last}")
+
+
+def changed(config: dict[str, Any]) -> list[str]:
+    """A line for each detail whose key has another value than its default."""
+    from nplus.details import details
+
+    states = ((entry, _state(entry, config)) for entry in details())
+    return [f"{e.id:<4} {e.title:<34} {s}" for e, s in states if s.startswith(CHANGED)]
 
 
 def _page(entry: Detail) -> str:
@@ -73,7 +83,7 @@ def _state(entry: Detail, config: dict[str, Any]) -> str:
         value = value.get(name)
     default = default_of(entry.key)
     same = value == default
-    return f"{'on' if same else 'changed':<8} {entry.key}={_shown(value)}" + (
+    return f"{'on' if same else CHANGED:<8} {entry.key}={_shown(value)}" + (
         "" if same else f" (default {_shown(default)})"
     )
 

@@ -132,14 +132,18 @@ def known_keys(model: type[Config] = RunConfig, prefix: str = "") -> Iterator[st
 
 
 def default_of(key: str) -> Any:
-    """The default of a dotted key, as JSON has it. Raises KeyError for an unknown key."""
-    *parents, leaf = key.split(".")
+    """The default of a dotted key, as JSON has it. Raises KeyError for an unknown key.
+
+    A component's default may set its own keys: PPO's schedule is linear, others' cosine.
+    """
     model: type[Config] | None = RunConfig
-    for name in parents:
-        model = _component(model, name) if model and name in model.model_fields else None
-    if model is None or leaf not in model.model_fields:
-        raise KeyError(key)
-    value = model.model_fields[leaf].get_default()
+    value: Any = None
+    for name in key.split("."):
+        if model is None or name not in model.model_fields:
+            raise KeyError(key)
+        inherited = getattr(value, name) if isinstance(value, Config) else None
+        value = model.model_fields[name].get_default() if inherited is None else inherited
+        model = _component(model, name)
     return list(value) if isinstance(value, tuple) else value
 
 

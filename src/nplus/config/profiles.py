@@ -126,6 +126,21 @@ def profile_values(cfg: PPOConfig) -> Mapping[str, Any]:
     return found
 
 
+def told(cfg: PPOConfig) -> str:
+    """The profile in one line, with what departs from it."""
+    others = [
+        f"{key}={_plain(value)} (not {_plain(meant)})"
+        for key, (meant, value) in departures(cfg).items()
+    ]
+    return f"ppo.profile={cfg.profile}" + (f", but {', '.join(others)}" if others else "")
+
+
+def _plain(value: Any) -> str:
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
+
+
 def departures(cfg: PPOConfig) -> dict[str, tuple[Any, Any]]:
     """Keys whose value is not the profile's: `key -> (the profile's, this one)`."""
     meant = PROFILES[cfg.profile]
