@@ -240,10 +240,12 @@ def fitted(
 
 
 @pytest.mark.detail("A8")
+@pytest.mark.parametrize("step", [1, -1], ids=["as they are", "the other way round"])
 def test_lengths_are_those_of_the_rows(
-    codec: Codec, comparison_rows: list[Row], write: Write
+    codec: Codec, comparison_rows: list[Row], write: Write, step: int
 ) -> None:
-    records, report = fitted(write("c.jsonl", comparison_rows), codec)
+    rows = [row | {"summaries": row["summaries"][::step]} for row in comparison_rows]
+    records, report = fitted(write("c.jsonl", rows), codec)
     assert Counter(record.split for record in records) == {
         "train": 6,
         "valid1": 2,
