@@ -9,6 +9,7 @@ from pydantic import model_validator
 from nplus.config.base import Config
 from nplus.config.data import DataConfig, TokenizerConfig
 from nplus.config.dpo import DPOConfig
+from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
 from nplus.config.ppo import PPOConfig
 from nplus.config.stages import (
@@ -40,6 +41,7 @@ class RunConfig(Config):
     ppo: PPOConfig = PPOConfig()
     dpo: DPOConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
+    judge: JudgeConfig = JudgeConfig()
     until: str | None = None
     """The last stage; None runs all."""
 

@@ -113,5 +113,6 @@ class EvaluateConfig(Config):
     token_view_top: int = Field(4, ge=2)
     """k of the token view: of the base model's choices, the first is unchanged, the second to k-1st
     marginal, the k-th and later shifted (Detail H5, quirk Q13)."""
-    judge: Literal["gold", "reward"] = "gold"
-    """`gold`: the world's scorer; `reward`: the reward model, for text without a gold scorer."""
+    judge: Literal["gold", "reward", "llm"] = "gold"
+    """`gold`: the world's scorer; `reward`: the reward model, for text without a gold scorer;
+    `llm`: a language model that compares two summaries, see `judge` (Detail H2)."""

@@ -169,6 +169,12 @@ def chat_client(config: JudgeConfig, cache: Path) -> ChatClient:
     )
 
 
+def require_judge(config: JudgeConfig) -> None:
+    """Raises InputError where no question could be asked: no key, or no `openai`."""
+    key = api_key(config.api_key_env)
+    openai_send(model=config.model, base_url=config.base_url, api_key=key, timeout=config.timeout)
+
+
 def api_key(variable: str | None) -> str:
     """The key in the environment variable; a placeholder where none is wanted."""
     if variable is None:

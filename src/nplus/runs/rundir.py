@@ -67,6 +67,10 @@ class StageDir:
         return self.path / "comparisons.jsonl"
 
     @property
+    def replies(self) -> Path:
+        return self.path / "replies.jsonl"
+
+    @property
     def judgements(self) -> Path:
         return self.path / "judgements.jsonl"
 

@@ -123,7 +123,7 @@ def context(root: RunRoot, console: Console) -> Context:
 
 def judge(plan: Plan, ctx: Context, where: StageDir) -> dict[str, Any]:
     """Score the file's completions once per split, and set the run's against them."""
-    cfg, judges = ctx.config.evaluate, judges_of(ctx)
+    cfg, judges = ctx.config.evaluate, judges_of(ctx, where)
     matches: list[Match] = []
     scored: dict[str, System] = {}
     for (split, temperature), table in plan.tables.items():

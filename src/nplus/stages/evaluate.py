@@ -138,7 +138,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     Detail H1: responses are drawn at each of `evaluate.temperatures`, the first near-greedy.
     """
     cfg = ctx.config.evaluate
-    judges = judges_of(ctx)
+    judges = judges_of(ctx, where)
     splits = [s for s in (cfg.split, f"{cfg.split}_heldout") if s in ctx.data.splits()]
     posts = {split: ctx.data.demonstrations(split)[: cfg.max_rows] for split in splits}
     models = {name: ctx.policy(name).eval() for name in policies(ctx.dirs)}

@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from nplus.config import RunConfig
 from nplus.data.tokens import Codec
+from nplus.engines.api import require_judge
 from nplus.models.lm import model_source, require_weights
 from nplus.records import InputError
 from nplus.runs import Pipeline, RunRoot, StageDir, content_hash
@@ -53,6 +54,9 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
         parts["tokenizer"].pop("distinct_pad")
         parts["model"].pop("dropout")
     parts[name] = getattr(config, name).model_dump(mode="json")
+    if name == "evaluate" and config.evaluate.judge == "llm":
+        # Whom is asked, and how; not how fast.
+        parts["judge"] = config.judge.model_dump(include={"model", "base_url", "order"})
     if name == "sft":
         # The copy test generates with the verdict's length; the gate acts outside the stage.
         parts["sft"].pop("copy_gate")
@@ -71,7 +75,9 @@ def _outside_inputs(config: RunConfig) -> dict[str, str]:
 
 
 def preflight(config: RunConfig) -> None:
-    """Look at the model and its tokenizer before any work; InputError names what is wrong."""
+    """Look at model, tokenizer and judge before any work; InputError names what is wrong."""
+    if config.evaluate.judge == "llm" and "evaluate" in config.stage_names():
+        require_judge(config.judge)
     if config.model.size is not None:
         return
     source = model_source(config.model)

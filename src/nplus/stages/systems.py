@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from nplus.engines.api import chat_client
 from nplus.evaluation.accuracy import share
 from nplus.evaluation.automatic import rouge
-from nplus.evaluation.comparators import Comparator
+from nplus.evaluation.comparators import Comparator, LLMJudge, ordered
 from nplus.records import Demonstration, Sample
+from nplus.runs import StageDir
 from nplus.stages.context import Context
 from nplus.stages.drawing import Drawn
 from nplus.stages.scorers import Gold, RewardScorer
@@ -86,13 +88,21 @@ class Judges:
         )
 
 
-def judges_of(ctx: Context) -> Judges:
-    """The run's reward model, and the judge that its configuration names."""
+def judges_of(ctx: Context, where: StageDir) -> Judges:
+    """The run's reward model, and the judge that its configuration names.
+
+    A language model's replies are kept in `where`, so that judging again asks nothing twice.
+    """
     cfg = ctx.config.evaluate
     reward_model = ctx.scalar(ctx.dirs["reward"].model).eval()
     shared = ctx.config.reward.layout == "shared"
     scorer = RewardScorer(reward_model, ctx.codec, size=cfg.micro_batch_size, shared=shared)
-    return Judges(scorer, ctx.gold() if cfg.judge == "gold" else None)
+    comparator = None
+    if cfg.judge == "llm":
+        chat = chat_client(ctx.config.judge, where.replies)
+        judge = LLMJudge(chat.ask, each=chat.each)
+        comparator = ordered(judge, ctx.config.judge.order, ctx.seed)
+    return Judges(scorer, ctx.gold() if cfg.judge == "gold" else None, comparator)
 
 
 def policies(dirs: Mapping[str, Any]) -> tuple[str, ...]:
