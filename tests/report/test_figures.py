@@ -150,3 +150,7 @@ def test_the_start_of_ppo_is_marked_at_its_own_distance(make_run):
     nearest = int(np.argmin([float(y) for _, y in dots]))
     assert gold.values[nearest] == max(gold.values)
     assert squares[0] == dots[0]
+
+
+def test_a_constant_curve_stays_constant():
+    assert set(figures.smooth(np.full(200, 7e-4))) == {7e-4}

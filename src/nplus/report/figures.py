@@ -325,10 +325,11 @@ def thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
 def smooth(y: np.ndarray) -> np.ndarray:
     """Centred running mean over about a twentieth of the curve; the window shrinks at the ends."""
     half = max(1, len(y) // 40)
-    total = np.concatenate(([0.0], np.cumsum(y)))
+    # Sums of differences: a constant stays one to the last digit.
+    total = np.concatenate(([0.0], np.cumsum(y - y[0])))
     low = np.maximum(np.arange(len(y)) - half, 0)
     high = np.minimum(np.arange(len(y)) + half + 1, len(y))
-    return (total[high] - total[low]) / (high - low)
+    return y[0] + (total[high] - total[low]) / (high - low)
 
 
 def inline(figure: Figure, name: str) -> str:
