@@ -16,6 +16,8 @@ class DPOConfig(Config):
     epochs: int = Field(1, ge=1)
     optim: OptimConfig = OptimConfig()
     batch: BatchConfig = BatchConfig(batch_size=64, micro_batch_size=8)
+    max_rows: int | None = Field(None, ge=1)
+    """Use only the first training comparisons."""
     beta: float = Field(0.05, gt=0)
     """Strength of the pull to the reference (Detail D9)."""
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"

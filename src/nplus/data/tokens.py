@@ -73,7 +73,8 @@ class Codec:
             # Detail A7: with PAD = EOS every EOS would be masked and no model would learn to stop.
             if pad_token == tokenizer.eos_token:
                 raise InputError(
-                    f"tokenizer.pad_token={pad_token!r} is the EOS token; name another"
+                    f"tokenizer.pad_token={pad_token!r} is the EOS token; name another, or set "
+                    "tokenizer.distinct_pad=false to see what that does"
                 )
             tokenizer.add_special_tokens({"pad_token": pad_token})
         self.tokenizer = tokenizer
@@ -259,7 +260,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int, pad_token: str = PAD_TOKEN)
     Depends on the texts only, not on their order.
     """
     if pad_token == EOS_TOKEN:
-        raise InputError(f"tokenizer.pad_token={pad_token!r} is the EOS token; name another")
+        raise InputError(
+            f"tokenizer.pad_token={pad_token!r} is the EOS token; name another, or set "
+            "tokenizer.distinct_pad=false to see what that does"
+        )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(alphabet) + 2:
         raise InputError(

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from nplus.config import RunConfig
 from nplus.recipes.real import real
 from nplus.recipes.tldr import TLDR_RECIPES
-from nplus.recipes.toy import overoptimise, tiny, toy, toy_sized
+from nplus.recipes.toy import dpo, overoptimise, tiny, toy, toy_sized
 from nplus.records import InputError
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "toy": toy,
+    "toy:dpo": dpo,
     "toy:overoptimise": overoptimise,
     "toy:tiny": tiny,
     "real": real,

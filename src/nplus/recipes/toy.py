@@ -6,6 +6,7 @@ from nplus.config import (
     BatchConfig,
     ComputeConfig,
     DataConfig,
+    DPOConfig,
     EvaluateConfig,
     LabelConfig,
     ModelConfig,
@@ -125,6 +126,16 @@ def toy_sized(size: str) -> RunConfig:
     if size not in SIZES:
         raise InputError(f"unknown size {size!r} of toy; known: {', '.join(SIZES)}")
     return load_config(toy(), sets=(f"model.size={size}", "sft.copy_gate=0", *SIZES[size]))
+
+
+def dpo() -> RunConfig:
+    """The toy road with offline DPO beside PPO, on a part of the same comparisons (Detail D9)."""
+    stage = DPOConfig(
+        optim=OptimConfig(learning_rate=3e-4, warmup_steps=10),
+        batch=BatchConfig(batch_size=48, micro_batch_size=24),
+        max_rows=8_000,
+    )
+    return toy().model_copy(update={"recipe": "toy:dpo", "dpo": stage})
 
 
 def overoptimise() -> RunConfig:

@@ -122,7 +122,9 @@ def implicit_margins(
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     """From the SFT policy and the comparisons to `model/`, with the implicit reward's accuracy."""
     comparisons = read_records(ctx.dirs["label"].comparisons, Comparison)
-    rows = [row for row in comparisons if row.split == "train"]
+    cfg = ctx.config.dpo
+    assert cfg is not None
+    rows = [row for row in comparisons if row.split == "train"][: cfg.max_rows]
     held = [row for row in comparisons if row.split != "train"]
     policy, reference = ctx.policy("sft"), ctx.policy("sft").eval().requires_grad_(False)
     results: dict[str, Any] = {
