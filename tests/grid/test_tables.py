@@ -131,6 +131,9 @@ def test_the_forest_is_drawn_where_the_numbers_are(tmp_path, road):
     three = next(xs for xs in by_height.values() if len(xs) == 3)
     assert three[1] - three[0] == pytest.approx(three[2] - three[1], abs=1e-3)
     assert three[1] > three[0]
+    # their mean is the middle one, and the large dot stands there, alone at its height
+    [dot] = [xs[0] for xs in by_height.values() if len(xs) == 1]
+    assert dot == pytest.approx(three[1], abs=1e-3)
 
 
 def test_many_conditions_say_how_many_would_stand_out_by_chance(tmp_path, road):
