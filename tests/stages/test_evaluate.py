@@ -9,10 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 from rich.console import Console
+from transformers import GPTNeoXForCausalLM
 
 from nplus.evaluation.tokens import kind
 from nplus.glossary import METRICS
 from nplus.models.scalar import ScalarModel
+from nplus.models.toy import toy_config
 from nplus.records import (
     Comparison,
     Demonstration,
@@ -26,11 +28,12 @@ from nplus.records import (
 from nplus.report import write_report
 from nplus.runs import RunRoot
 from nplus.stages.against import compare, context
+from nplus.stages.drawing import Drawn
 from nplus.stages.matches import pairings, play, verdict_line
 from nplus.stages.reward_report import reward_model_report, stage_margins
 from nplus.stages.scorers import RewardScorer
 from nplus.stages.systems import System, judges_of
-from nplus.stages.token_view import pieces, token_view
+from nplus.stages.token_view import compare_tokens, name_of, pieces, token_view
 
 
 def rows_of(path):
@@ -152,26 +155,42 @@ def test_the_other_policies_figures_do_not_change_with_dpo(finished, results):
 # --- the token view -----------------------------------------------------------------------------
 
 
+def network(ctx, seed):
+    """A random network whose choices depend on what it reads."""
+    config = toy_config("0.3M", vocab_size=ctx.codec.size, eos_id=ctx.codec.eos_id, pad_id=1)
+    config.initializer_range = 0.3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPTNeoXForCausalLM(config).eval()
+
+
 @pytest.mark.detail("H5")
-def test_ranks_again_one_unpadded_prefix_at_a_time(with_dpo, ctx):
-    rows = rows_of(with_dpo.stages()["evaluate"].token_view)
-    assert len(rows) == 2 * 4
-    models = {name: ctx.policy(name).eval() for name in ("sft", "ppo", "dpo")}
-    row = next(r for r in rows if r["policy"] == "ppo")
-    ids = list(ctx.codec.encode_query(row["query"]))
-    for token in row["tokens"][:12]:
-        with torch.no_grad():
-            tuned, base = (
-                models[n](input_ids=torch.tensor([ids])).logits[0, -1] for n in ("ppo", "sft")
-            )
-        first = int(tuned.argmax())
-        # Near ties may fall either way between two ways to compute.
-        near = int((base > base[first] + 1e-4).sum()) + 1, int((base > base[first] - 1e-4).sum())
-        assert near[0] <= token["rank"] <= max(near)
-        assert token["kind"] == kind(token["rank"], 4)
-        if token["eos"]:
-            break
-        ids.append(first)  # near-greedy: the first choice is what was drawn
+def test_ranks_again_one_unpadded_prefix_at_a_time(ctx):
+    posts = sorted(ctx.data.demonstrations("test"), key=lambda post: len(post.query))[::2][:3]
+    responses = [
+        ctx.codec.encode_response(post.response)[: 6 + 5 * at] for at, post in enumerate(posts)
+    ]
+    responses[0][-1] = ctx.codec.eos_id
+    drawn = [Drawn("", tuple(ids), ids[-1] == ctx.codec.eos_id) for ids in responses]
+    tuned, base = network(ctx, 0), network(ctx, 1)
+    found = compare_tokens(tuned, base, posts, drawn, ctx)
+    seen = set()
+    for post, ids, tokens in zip(posts, responses, found, strict=True):
+        assert len(tokens) == len(ids)
+        prefix = list(ctx.codec.encode_query(post.query))
+        for token, next_id in zip(tokens, ids, strict=True):
+            with torch.no_grad():
+                choices, ranking = (
+                    model(input_ids=torch.tensor([prefix])).logits[0, -1] for model in (tuned, base)
+                )
+            order = ranking.argsort(descending=True).tolist()
+            assert token["rank"] == order.index(int(choices.argmax())) + 1
+            assert token["kind"] == kind(token["rank"], 4)
+            assert token["base"] == [name_of(ctx.codec, at) for at in order[:4]]
+            assert token["eos"] == (next_id == ctx.codec.eos_id)
+            seen.add(token["rank"])
+            prefix.append(next_id)
+    assert len(seen) > 10  # the two have nothing to do with each other
 
 
 @pytest.mark.detail("H5")
@@ -433,19 +452,19 @@ def test_settings_of_another_version_are_told(copied, tmp_path):
 
 @pytest.mark.detail("A11", "D8")
 def test_news_among_the_held_out_comparisons_stand_apart(copied):
-    where = copied.stages()["reward"]
-    kept = read_records(where.margins, Margin)
+    reward, where = (copied.stages()[name] for name in ("reward", "evaluate"))
+    kept = read_records(reward.margins, Margin)
     rows = [replace(row, split="validation_cnndm") for row in kept[:5]] + kept[5:]
-    write_records(where.margins, rows)
+    write_records(reward.margins, rows)
     ctx = context(copied, Console(quiet=True))
     found = stage_margins(ctx, "reward")
     assert {name: len(part) for name, part in found.items()} == {
         "validation_cnndm": 5,
         "validation": len(kept) - 5,
     }
-    report = reward_model_report(judges_of(ctx), ctx, copied.stages()["evaluate"])
+    report = reward_model_report(judges_of(ctx, where), ctx, where)
     news = next(row for row in report["by_source"] if row["name"] == "validation_cnndm")
     assert news["accuracy"] == sum(row.margin > 0 for row in kept[:5]) / 5
     assert {"validation", "validation_cnndm"} < {row["name"] for row in report["calibration"]}
-    where.margins.unlink()  # a run of an older version
+    reward.margins.unlink()  # a run of an older version
     assert stage_margins(ctx, "reward") == {}
