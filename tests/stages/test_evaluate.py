@@ -425,7 +425,9 @@ def test_a_run_without_a_verdict_is_refused(copied, tmp_path, road_config, drive
         compare(copied, file, Console(quiet=True))
 
 
-def test_a_comparison_that_breaks_leaves_nothing(copied, tmp_path, monkeypatch):
+def test_a_comparison_that_breaks_leaves_nothing_but_a_models_replies(
+    copied, tmp_path, monkeypatch
+):
     table = rows_of(copied.stages()["evaluate"].table)
     file = write(tmp_path / "theirs.jsonl", [{"id": table[0]["id"], "summary": "x"}])
     before = every_file(copied)
@@ -438,6 +440,18 @@ def test_a_comparison_that_breaks_leaves_nothing(copied, tmp_path, monkeypatch):
         compare(copied, file, Console(quiet=True))
     assert every_file(copied) == before
     assert not [p for p in copied.path.iterdir() if "against" in p.name]
+
+    def broken_with_replies(plan, ctx, where):
+        where.replies.write_text("{}", encoding="utf-8")
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr("nplus.stages.against.judge", broken_with_replies)
+    with pytest.raises(RuntimeError, match="power cut"):
+        compare(copied, file, Console(quiet=True))
+    monkeypatch.undo()
+    where = compare(copied, file, Console(quiet=True))  # goes on from what was answered
+    assert where.replies.read_text(encoding="utf-8") == "{}"
+    assert [p.name for p in copied.path.iterdir() if "against" in p.name] == [where.path.name]
 
 
 def test_settings_of_another_version_are_told(copied, tmp_path):

@@ -6,7 +6,6 @@ kept beside the run's stages, under a key of the file and the verdict, and overw
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -102,16 +101,18 @@ def compare(root: RunRoot, file: Path, console: Console) -> StageDir:
     disable_progress_bar()
     ctx = context(root, console)
     started = datetime.now(UTC)
-    aside = StageDir(where.path.with_name(f".{where.path.name}.{os.getpid()}.tmp"))
-    aside.path.mkdir(parents=True)
+    aside = StageDir(where.path.with_name(f".{where.path.name}.part"))
+    aside.path.mkdir(exist_ok=True)
     try:
         results = judge(plan, ctx, aside)
         finished = datetime.now(UTC)
         _manifest(plan, ctx, results, started, finished).write(aside.manifest_path)
         shutil.rmtree(where.path, ignore_errors=True)  # left over from a failure
         aside.path.rename(where.path)
-    finally:
-        shutil.rmtree(aside.path, ignore_errors=True)
+    except BaseException:
+        if not aside.replies.is_file():  # a language model's answers are not asked for twice
+            shutil.rmtree(aside.path, ignore_errors=True)
+        raise
     return where
 
 
