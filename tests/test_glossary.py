@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_docs_metrics_md_is_up_to_date():
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert text == metrics_markdown(), "run `nplus details --metrics --write`"
+    assert text == metrics_markdown(), "run `make details`"
 
 
 def test_every_metric_stands_in_the_table_of_each_of_its_stages():

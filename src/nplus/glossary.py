@@ -14,7 +14,7 @@ REFERENCE = "_reference"
 """Ends the name of a statistic as the paper's code computes it."""
 HEAD = f"""# Metrics
 
-<!-- Written by `nplus details --metrics --write` from src/nplus/glossary.py. -->
+<!-- Written by `make details` from src/nplus/glossary.py. -->
 
 What `journal.jsonl` of a stage holds, one line per optimiser step or PPO update. The loss terms and
 what is under `policy/` and `val/clipfrac` or `val/ratio` average over the optimiser steps of an

@@ -387,9 +387,11 @@ def test_the_worlds_facts_cover_every_evaluated_prompt(world: tuple[Path, dict[s
 def test_the_worlds_comparisons_can_be_read(world: tuple[Path, dict[str, Any]]) -> None:
     folder = DataDir(world[0])
     paths = folder.comparison_files()
-    assert set(paths) == {"train", "valid", "test", "valid_heldout", "test_heldout", "news"}
-    pairs, _ = read_comparisons(paths["train"], folder.codec(), DataConfig())
-    assert len(pairs) == 40
+    assert set(paths) == {"valid", "test", "valid_heldout", "test_heldout", "news"}
+    rows = {split: len(folder.demonstrations(split)) for split in paths if split != "news"}
+    for split, count in rows.items():
+        pairs, _ = read_comparisons(paths[split], folder.codec(), DataConfig())
+        assert len(pairs) == count
 
 
 def test_a_worlds_row_at_fault_is_named(tmp_path: Path) -> None:

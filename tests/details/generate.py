@@ -1,6 +1,7 @@
 """Writes what is generated from the registry: `make details`.
 
-`src/nplus/details_tests.json` (which tests hold which entry, from their marks), `docs/details.md`.
+`src/nplus/details_tests.json` (which tests hold which entry, from their marks), `docs/details.md`
+and, from the glossary, `docs/metrics.md`.
 """
 
 import ast
@@ -8,9 +9,12 @@ import json
 import sys
 from pathlib import Path
 
+from nplus.glossary import metrics_markdown
+
 ROOT = Path(__file__).resolve().parents[2]
 TESTS_JSON = ROOT / "src/nplus/details_tests.json"
 PAGE = ROOT / "docs/details.md"
+METRICS = ROOT / "docs/metrics.md"
 MEASURED = ROOT / "docs/ablation.md"
 
 
@@ -67,4 +71,6 @@ def page():
 if __name__ == "__main__":
     TESTS_JSON.write_text(json.dumps(marked_tests(), indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
-    sys.stdout.write(f"{TESTS_JSON.relative_to(ROOT)}\n{PAGE.relative_to(ROOT)}\n")
+    METRICS.write_text(metrics_markdown(), encoding="utf-8")
+    for path in (TESTS_JSON, PAGE, METRICS):
+        sys.stdout.write(f"{path.relative_to(ROOT)}\n")

@@ -132,7 +132,9 @@ def _world(config: WorldConfig, folder: Path) -> _Gathered:
         pretrain=config.pretrain,
         news=config.news,
         **sizes,
-        **{f"comparisons_{split}": size for split, size in sizes.items()},
+        # Of training posts the label stage makes comparisons, from the policy's own samples.
+        **{f"comparisons_{split}": size for split, size in sizes.items() if split != "train"},
+        comparisons_train=0,
     )
     paths = export(spec, folder)
     splits = {name: load_demonstrations(paths[name])[""] for name in (*POSTS, "pretrain")}
@@ -149,8 +151,8 @@ def _world(config: WorldConfig, folder: Path) -> _Gathered:
     copies = {
         f"comparisons/{name.removeprefix('comparisons_')}.jsonl": pairs[name] for name in pairs
     }
-    if not config.news:
-        copies.pop("comparisons/news.jsonl", None)
+    for empty in ("train",) if config.news else ("train", "news"):
+        copies.pop(f"comparisons/{empty}.jsonl")
     return _Gathered(
         splits, copies | {"facts.jsonl": paths["facts"]}, vocabulary_texts(spec, VOCABULARY_ROWS)
     )

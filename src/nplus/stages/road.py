@@ -21,7 +21,7 @@ from nplus.stages.context import Context
 from nplus.stages.copying import require_copying
 
 VERSIONS = {
-    "data": 2,
+    "data": 3,
     "pretrain": 2,
     "sft": 1,
     "sample": 1,
