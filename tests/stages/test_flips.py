@@ -38,6 +38,7 @@ GIVEN = {
     "A3": ("data.max_query_tokens=100", "data.overlong=drop"),
     "A5": (*FILES, *LOCAL, "pretrain=null", 'data.template="POST: {{post}}\\n\\nTL;DR:\\n"'),
     "A8": ("data.max_response_tokens=36", "data.overlong=drop"),
+    "C3": ("evaluate.max_rows=3",),  # a verdict of its own: both sides are drawn by the test
     "D9": ("dpo.beta=0.1", "dpo.batch.batch_size=8", "dpo.batch.micro_batch_size=4"),
     "E2": ("ppo.total_episodes=36",),  # one pass is 32 prompts
     "E7": (*ENDS, "ppo.sampling.stop=length"),

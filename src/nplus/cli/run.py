@@ -36,7 +36,6 @@ def run(
     Stages that are complete and unchanged are skipped; an interrupted one goes on where it stopped.
     """
     from nplus.config.batch_plan import batch_plan
-    from nplus.config.profiles import told
     from nplus.records import InputError
     from nplus.runs import RunRoot
 
@@ -55,7 +54,6 @@ def run(
     from nplus.stages.road import run_road
 
     console = Console()
-    console.print(f"[dim]{told(cfg.ppo)}[/dim]", highlight=False)
     try:
         root = run_road(cfg, where, until=until, console=console)
     except CopyGateError as error:

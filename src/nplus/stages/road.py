@@ -10,6 +10,7 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from nplus.config import RunConfig
+from nplus.config.profiles import told
 from nplus.data.tokens import Codec
 from nplus.engines.api import require_judge
 from nplus.models.lm import model_source, require_weights
@@ -112,7 +113,7 @@ def run_road(
         config=config.model_dump(mode="json"),
         seed=config.seed,
         device=str(device),
-        on_stage=_announce(console),
+        on_stage=_announce(console, config),
     )
     ctx = Context(config=config, device=device, console=console, dirs=pipeline.dirs)
     stages: dict[str, Callable[[StageDir], Any]] = {
@@ -140,9 +141,11 @@ def run_road(
     return root
 
 
-def _announce(console: Console) -> Callable[[str, StageDir, str], None]:
+def _announce(console: Console, config: RunConfig) -> Callable[[str, StageDir, str], None]:
     def announce(name: str, where: StageDir, state: str) -> None:
         manifest = where.manifest()
+        if state == "run" and name == "ppo":
+            console.print(f"[dim]{told(config.ppo)}[/dim]", highlight=False, soft_wrap=True)
         if state == "skip":
             console.print(f"[dim]{name:<9} complete and unchanged, skipped[/dim]")
         elif state == "done" and manifest is not None:
