@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXForCausalLM
@@ -43,7 +44,7 @@ GIVEN = {
     "E2": ("ppo.total_episodes=36",),  # one pass is 32 prompts
     "E7": (*ENDS, "ppo.sampling.stop=length"),
     "F2": ENDS,
-    "F4": (*ENDS, "ppo.value_mask=response"),
+    "F4": (*ENDS, "ppo.value_mask=response", "ppo.lam=0.1"),
     "G1": ("ppo.micro_batch_size=2",),
     "G2": ("ppo.optim.learning_rate=1e-2",),
     "G3": ("ppo.optim.learning_rate=1e-2", "ppo.cliprange_value=0.001"),
@@ -51,6 +52,10 @@ GIVEN = {
     "H1": ("evaluate.temperatures=[0.01]",),
 }
 """Settings of both sides under which the switch shows in so small a run."""
+ROUNDING = ("E6",)
+"""Sampler and trainer agree but for the order of their sums."""
+ECHOES = ("judge", "split", "temperatures", "agreement")
+"""Results that repeat a setting, or are there by the judge's name alone."""
 TIMES = ("seconds", "tokens_per_second", "time")
 
 
@@ -69,8 +74,30 @@ def observed(where):
         if path.name != "journal.jsonl"
     }
     journal = [without_times(row) for row in where.journal_rows()]
-    results = without_times(json.loads(json.dumps(dict(where.manifest().results))))
+    told = {k: v for k, v in where.manifest().results.items() if k not in ECHOES}
+    results = without_times(json.loads(json.dumps(told)))
     return results, journal, kept
+
+
+def numbers(tree):
+    """Every number of a tree, and the tree with a mark in each one's place."""
+    if isinstance(tree, dict):
+        parts = {key: numbers(value) for key, value in tree.items()}
+        return [n for ns, _ in parts.values() for n in ns], {k: t for k, (_, t) in parts.items()}
+    if isinstance(tree, list | tuple):
+        parts = [numbers(value) for value in tree]
+        return [n for ns, _ in parts for n in ns], [t for _, t in parts]
+    if isinstance(tree, float) and math.isfinite(tree):
+        return [tree], "number"
+    return [], tree
+
+
+def ends_otherwise(one, other, *, rounding):
+    """Whether two ends of a stage differ; unless `rounding`, by more than the order of sums."""
+    if rounding or not one[1]:  # without a journal the files are the result
+        return one != other
+    (a, tree_a), (b, tree_b) = (numbers(list(side[:2])) for side in (one, other))
+    return tree_a != tree_b or not np.allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +149,7 @@ def test_flipping_the_key_changes_the_result(id, begun, road_config, drive, post
         config = load_config(road_config(), sets=sets)
         root = drive(config, begun, until=stage)
         sides.append(observed(root.stages()[stage]))
-    assert sides[0] != sides[1]
+    assert ends_otherwise(*sides, rounding=id in ROUNDING)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
