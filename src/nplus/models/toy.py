@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from nplus.config.shapes import TOYS
+
 ROTARY_PCT = 0.5
 """Share of each head that rotates; Pythia has 0.25, a toy learned soonest with a half."""
 MAX_POSITIONS = 512
@@ -23,12 +25,7 @@ class ToyShape:
 
 # Parameter counts hold for a vocabulary of 2048; embeddings are tied (Pythia's are not): a toy
 # learns to copy a fact from the post in half as many documents.
-TOY_SIZES: dict[str, ToyShape] = {
-    "0.3M": ToyShape(hidden=64, layers=3, heads=4),
-    "1M": ToyShape(hidden=128, layers=4, heads=4),
-    "4M": ToyShape(hidden=256, layers=4, heads=8),
-    "12M": ToyShape(hidden=384, layers=6, heads=6),
-}
+TOY_SIZES: dict[str, ToyShape] = {name: ToyShape(*sizes) for name, sizes in TOYS.items()}
 
 
 def toy_config(size: str, *, vocab_size: int, eos_id: int, pad_id: int) -> GPTNeoXConfig:
