@@ -123,6 +123,10 @@ class PairBatch(Batch):
             torch.cat([self.chosen_mask_NT, self.rejected_mask_NT]),
         )
 
+    def stacked_response_mask(self) -> Tensor:
+        """The response masks in the order of `stacked`."""
+        return torch.cat([self.chosen_response_mask_NT, self.rejected_response_mask_NT])
+
 
 @dataclass(frozen=True, slots=True)
 class SharedPairBatch:

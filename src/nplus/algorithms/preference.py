@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from nplus.batches import Objective, PairBatch
@@ -18,8 +17,7 @@ def counts(batch: PairBatch) -> dict[str, float]:
 
 def response_lengths(batch: PairBatch) -> Tensor:
     """[2N] tokens of the chosen responses, then of the rejected, EOS included."""
-    masks = (batch.chosen_response_mask_NT, batch.rejected_response_mask_NT)
-    return torch.cat([mask_NT.sum(1) for mask_NT in masks])
+    return batch.stacked_response_mask().sum(1)
 
 
 def objective(

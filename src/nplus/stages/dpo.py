@@ -20,7 +20,7 @@ from nplus.runs import StageDir
 from nplus.seeding import take
 from nplus.stages.compute import forward_precision, seed_dropout
 from nplus.stages.context import Context
-from nplus.stages.reward import validation_reports
+from nplus.stages.reward import micro_batches, validation_reports
 from nplus.training.checkpoint import resume, save_checkpoint
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import update
@@ -28,15 +28,7 @@ from nplus.training.update import update
 
 def logprobs(model: PreTrainedModel, batch: PairBatch) -> Tensor:
     """[2N] summed log-probs of the responses, the chosen ones first."""
-    masks = (batch.chosen_response_mask_NT, batch.rejected_response_mask_NT)
-    return sequence_logprobs(model, *batch.stacked(), torch.cat(masks))
-
-
-def micro_batches(rows: list[PairRow], size: int, pad_id: int) -> list[PairBatch]:
-    """Micro-batches of `size` pairs, those of like length together."""
-    rows = sorted(rows, key=lambda row: len(row.query) + max(len(row.chosen), len(row.rejected)))
-    pieces = (rows[i : i + size] for i in range(0, len(rows), size))
-    return [pair_batch(piece, pad_id=pad_id, multiple=WIDTH_MULTIPLE) for piece in pieces]
+    return sequence_logprobs(model, *batch.stacked(), batch.stacked_response_mask())
 
 
 def train(
@@ -69,7 +61,7 @@ def train(
             seed_dropout(ctx.config.model, ctx.seed, "dpo", step)
             index = take(ctx.seed, "dpo", len(rows), step * cfg.batch.batch_size, size)
             micros = micro_batches(
-                [rows[i] for i in index], cfg.batch.micro_batch_size, ctx.codec.pad_id
+                [rows[i] for i in index], cfg.batch.micro_batch_size, "separate", ctx.codec.pad_id
             )
             lr = optimizer.set_factor(
                 schedule(cfg.optim.lr_scheduler_type, step, total, warmup=cfg.optim.warmup_steps)

@@ -38,7 +38,7 @@ def _groups(rows: list[PairRow], layout: str) -> list[list[int]]:
     return list(found.values())
 
 
-def _micro_batches(rows: list[PairRow], size: int, layout: str, pad_id: int) -> list[Pairs]:
+def micro_batches(rows: list[PairRow], size: int, layout: str, pad_id: int) -> list[Pairs]:
     """Micro-batches of `size` pairs, those of like length together."""
     collate = pair_batch if layout == "separate" else shared_pair_batch
     if layout == "separate":
@@ -95,7 +95,7 @@ def train(
             began = time.monotonic()
             seed_dropout(ctx.config.model, ctx.seed, "reward", step)
             index = take_grouped(ctx.seed, "reward", groups, step * cfg.batch.batch_size, size)
-            micros = _micro_batches(
+            micros = micro_batches(
                 [rows[i] for i in index],
                 cfg.batch.micro_batch_size,
                 cfg.layout,
