@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from nplus.evaluation.tokens import base_ranks, describe_ranks, kind, kind_shares, ranks_by_row
+from nplus.evaluation.tokens import base_ranks, describe_ranks, kind, kind_shares
+
+
+def ranks_by_row(ranks_BR):
+    """The counted ranks of each response, in order."""
+    return [[rank for rank in row if rank] for row in ranks_BR.tolist()]
 
 
 def everywhere(logits):

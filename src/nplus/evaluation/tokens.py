@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from nplus.stats import wilson
@@ -79,8 +78,3 @@ def describe_ranks(ranks: Sequence[Sequence[int]], top: int) -> dict[str, Any]:
         "mean_rank": float(np.mean(flat)) if flat else None,
         **kind_shares(ranks, top),
     }
-
-
-def ranks_by_row(ranks_BR: Tensor) -> list[list[int]]:
-    """The counted ranks of each response, in order."""
-    return [[rank for rank in row if rank] for row in torch.as_tensor(ranks_BR).tolist()]
