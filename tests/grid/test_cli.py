@@ -22,8 +22,9 @@ def stub(road, monkeypatch):
     module = ModuleType("nplus.stages.road")
     module.VERSIONS = {"data": 1}
     module.preflight = lambda config: None
-    module.run_road = lambda config, out, console: road(config, out)
+    module.run_road = lambda config, out: road(config, out)
     monkeypatch.setitem(sys.modules, "nplus.stages.road", module)
+    monkeypatch.setattr("nplus.cli.grid._jobs_for", lambda configs: 1)  # others would not have it
     return module
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from nplus.config import RunConfig
     from nplus.report.grid_page import Sheet
+    from nplus.runs import RunRoot
     from nplus.stages.grid import Cell, Entry, Grid
 
     Write = Callable[[Grid, Sequence[Entry]], Sheet]
@@ -25,6 +27,11 @@ Out = Annotated[
     typer.Option(
         metavar="DIR", help="The grid's directory; runs/ablate-... or runs/scale-... unless given."
     ),
+]
+
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Seeds that run side by side, on their part of the cores each."),
 ]
 
 PAGES = {"ablate": "ablation.html", "scale": "scale.html"}
@@ -39,6 +46,7 @@ def ablate(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each condition, under seeds 1 to N.")] = 5,
+    jobs: Jobs = None,
     out: Out = None,
     recipe: Annotated[str, typer.Option(metavar="RECIPE", help="The baseline.")] = "toy",
     flip: Annotated[
@@ -76,13 +84,14 @@ def ablate(
         data = summarise(grid, entries, conditions)
         return write_ablation(where, {"command": command, "recipe": recipe, **data})
 
-    _run(Grid.open(where, "ablate", base.recipe), configs, write)
+    _run(Grid.open(where, "ablate", base.recipe), configs, write, jobs)
 
 
 def scale(
     family: Annotated[str, typer.Argument(metavar="FAMILY", help="A family of sizes.")] = "toy",
     sizes: Annotated[str, typer.Option(metavar="SIZE,SIZE...", help="Model sizes.")] = "0.3M,1M,4M",
     seeds: Annotated[int, typer.Option(help="Runs of each size, under seeds 1 to N.")] = 3,
+    jobs: Jobs = None,
     out: Out = None,
     sets: Sets = None,
     config: ConfigFile = None,
@@ -95,11 +104,12 @@ def scale(
     from nplus.recipes import sized
     from nplus.records import InputError
     from nplus.stages.grid import Grid, crossed, resolve
-    from nplus.stages.scaling import summarise
+    from nplus.stages.scaling import nominal, summarise
 
     names = [name.strip() for name in sizes.split(",")]
     bases = {name: sized(family, name) for name in names}
-    cells = crossed([(name, ()) for name in names], seeds)
+    largest_first = sorted(names, key=nominal, reverse=True)  # no long cell is left to the end
+    cells = crossed([(name, ()) for name in largest_first], seeds)
     configs = resolve(cells, bases.__getitem__, config_file=config, sets=sets or [])
     if any(cfg.model.size != cell.name for cell, cfg in configs.items()):
         raise InputError("model.size is set for every cell; choose sizes with --sizes")
@@ -113,7 +123,7 @@ def scale(
         data = summarise(grid, entries)
         return write_scale(where, {"command": command, "recipe": family, **data})
 
-    _run(Grid.open(where, "scale", configs[cells[0]].recipe), configs, write)
+    _run(Grid.open(where, "scale", configs[cells[0]].recipe), configs, write, jobs)
 
 
 def _refuse_or_tell(same: Sequence[str], *, refuse: bool) -> None:
@@ -141,6 +151,7 @@ def _run(
     grid: Grid,
     configs: Mapping[Cell, RunConfig],
     write: Write,
+    jobs: int | None,
 ) -> None:
     """Run the grid, writing its tables after every seed; exit code 1 when no cell has a result."""
     from nplus.cli.run import require_file
@@ -153,14 +164,16 @@ def _run(
     from rich.console import Console
 
     from nplus.runs import key_of
-    from nplus.stages.road import VERSIONS, preflight, run_road
+    from nplus.stages.road import VERSIONS, preflight
 
     for model in {(c.model, c.tokenizer): c for c in configs.values()}.values():
         preflight(model)
     console = Console()
+    jobs = jobs or _jobs_for(configs)
     entries = grid.run(
         configs,
-        lambda config, where: run_road(config, where, console=console),
+        _run_here if jobs == 1 else _run_apart,
+        jobs=jobs,
         version=key_of(VERSIONS),
         on_cell=_announce(console, list(configs)),
         on_seed=lambda _: _write_so_far(grid, configs, write),
@@ -169,6 +182,31 @@ def _run(
     _show(sheet, grid.path / PAGES[grid.kind], console)
     if not any(entry.status == "complete" for entry in entries):
         raise typer.Exit(1)
+
+
+def _jobs_for(configs: Mapping[Cell, RunConfig]) -> int:
+    """A job for every seed, up to the cores; one where anything runs on another device."""
+    if any(cfg.compute.device != "cpu" for cfg in configs.values()):
+        return 1
+    return min(len({cell.seed for cell in configs}), os.cpu_count() or 1)
+
+
+def _run_here(config: RunConfig, where: Path) -> RunRoot:
+    """Run a cell and print its stages."""
+    from nplus.stages.road import run_road
+
+    return run_road(config, where)
+
+
+def _run_apart(config: RunConfig, where: Path) -> RunRoot:
+    """Run a cell beside others; its stages are told in `seed-N.log` beside its directory."""
+    from rich.console import Console
+
+    from nplus.stages.road import run_road
+
+    where.parent.mkdir(parents=True, exist_ok=True)
+    with where.with_suffix(".log").open("a", encoding="utf-8") as log:
+        return run_road(config, where, console=Console(file=log))
 
 
 def _write_so_far(grid: Grid, configs: Mapping[Cell, RunConfig], write: Write) -> None:
@@ -188,6 +226,8 @@ def _announce(console: Console, cells: Sequence[Cell]) -> Callable[[Entry, str],
             console.print(f"{head} {' '.join(cell.sets)}", style="bold", markup=False)
         elif entry.status == "failed":
             console.print(f"{head} failed: {entry.error}", style="red", markup=False)
+        else:
+            console.print(f"{head}: complete, {entry.seconds:,.0f} s", markup=False)
 
     return announce
 

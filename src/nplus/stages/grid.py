@@ -11,11 +11,11 @@ that fails is recorded and the others run.
 from __future__ import annotations
 
 import json
-import time
-import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,7 @@ from nplus.config.load import load_config
 from nplus.records import InputError
 from nplus.runs import RunRoot, StageDir, content_hash, key_of
 from nplus.runs.manifest import write_json
-
-Runner = Callable[[RunConfig, Path], RunRoot]
-"""Runs a config into a run directory, skipping what is complete there."""
+from nplus.stages.workers import Attempt, Runner, attempt, workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +149,19 @@ class Grid:
         configs: Mapping[Cell, RunConfig],
         runner: Runner,
         *,
+        jobs: int = 1,
         version: str = "",
         on_cell: Callable[[Entry, str], None] = lambda entry, state: None,
         on_seed: Callable[[int], None] = lambda seed: None,
     ) -> list[Entry]:
-        """Run every cell that is not complete, seed by seed; the entries of `configs` in order.
+        """Run every cell that is not complete; the entries of `configs`, seed by seed.
 
-        `version` is what a result depends on beside the config. `on_cell` is told `(entry, "run" |
-        "skip" | "done")`, `on_seed` each seed of which a cell has run, after its last cell. An
-        exception of a cell is its result and the grid goes on, but for KeyboardInterrupt and for an
-        InputError before any stage of the grid is complete.
+        One job runs them in that order. Several run side by side in processes of their own, never
+        two of a seed; `runner` must then be picklable. `version` is what a result depends on
+        beside the config. `on_cell` is told `(entry, "run" | "skip" | "done")`, `on_seed` each seed
+        of which a cell has run, after its last cell. An exception of a cell is its result and the
+        grid goes on, but for KeyboardInterrupt and for an InputError before any stage of the grid
+        is complete.
         """
         fresh = not self.index_path.exists()
         order = sorted(configs, key=lambda cell: cell.seed)
@@ -168,21 +169,37 @@ class Grid:
             entry = Entry(cell, cell_key(configs[cell], version))
             if not self._kept(entry):
                 self.entries[cell.name, cell.seed] = entry
-        for seed, cells in groupby(order, key=lambda cell: cell.seed):
-            ran = [self._cell(cell, configs[cell], runner, on_cell, fresh) for cell in cells]
-            if any(ran):
-                on_seed(seed)
+        waiting = list(order)
+        running: dict[Future[Attempt], Cell] = {}
+        ran: set[int] = set()
+        with workers(jobs) as executor:
+            try:
+                while waiting or running:
+                    while len(running) < jobs and (cell := _next(waiting, running.values(), jobs)):
+                        waiting.remove(cell)
+                        if self._begin(cell, on_cell):
+                            where = self.root(cell.seed).path
+                            running[executor.submit(attempt, runner, configs[cell], where)] = cell
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        cell = running.pop(future)
+                        self._end(cell, configs[cell], future.result(), fresh)
+                        on_cell(self.entries[cell.name, cell.seed], "done")
+                        ran.add(cell.seed)
+                    under_way = {cell.seed for cell in (*waiting, *running.values())}
+                    for seed in sorted(ran - under_way):
+                        on_seed(seed)
+                    ran &= under_way
+            except BrokenProcessPool as error:
+                raise InputError(
+                    f"{self.path}: a job was killed, perhaps for memory; what is complete is kept: "
+                    f"run the same command again, with fewer --jobs than {jobs}"
+                ) from error
+            finally:
+                executor.shutdown(cancel_futures=True)
         return [self.entries[cell.name, cell.seed] for cell in order]
 
-    def _cell(
-        self,
-        cell: Cell,
-        config: RunConfig,
-        runner: Runner,
-        on_cell: Callable[[Entry, str], None],
-        fresh: bool,
-    ) -> bool:
-        """Run one cell unless it is complete; whether it ran."""
+    def _begin(self, cell: Cell, on_cell: Callable[[Entry, str], None]) -> bool:
+        """Whether a cell is to run; if so, it is recorded as running."""
         entry = self.entries[cell.name, cell.seed]
         if self._complete(entry):
             on_cell(entry, "skip")
@@ -190,33 +207,24 @@ class Grid:
         entry = Entry(cell, entry.key)
         on_cell(entry, "run")
         self._put(replace(entry, status="running"))
-        try:
-            done = self._attempt(entry, config, runner)
-        except InputError:
-            self._forget(entry, fresh)
-            raise
-        self._put(done)
-        on_cell(done, "done")
         return True
 
-    def _attempt(self, entry: Entry, config: RunConfig, runner: Runner) -> Entry:
-        root = self.root(entry.cell.seed)
-        began = time.monotonic()
-        status, error, trace = "complete", "", ""
-        try:
-            runner(config, root.path)
-        except Exception as raised:
-            if isinstance(raised, InputError) and not self._worked(root, config):
-                raise
-            status, trace = "failed", traceback.format_exc()
-            error = f"{type(raised).__name__}: {raised}"
-        return replace(
-            entry,
-            status=status,
-            error=error,
-            traceback=trace,
-            seconds=round(time.monotonic() - began, 1),
-            stages=_stages_of(root, config),
+    def _end(self, cell: Cell, config: RunConfig, came: Attempt, fresh: bool) -> None:
+        """Record how a cell went; InputError for bad input that no stage has got past."""
+        root = self.root(cell.seed)
+        entry = Entry(cell, self.entries[cell.name, cell.seed].key)
+        if came.bad_input and not self._worked(root, config):
+            self._forget(entry, fresh)
+            raise InputError(came.error)
+        self._put(
+            replace(
+                entry,
+                status="failed" if came.error else "complete",
+                error=f"InputError: {came.error}" if came.bad_input else came.error,
+                traceback=came.traceback,
+                seconds=round(came.seconds, 1),
+                stages=_stages_of(root, config),
+            )
         )
 
     def _forget(self, entry: Entry, fresh: bool) -> None:
@@ -254,6 +262,14 @@ class Grid:
         self.path.mkdir(parents=True, exist_ok=True)
         cells = [_row(entry) for entry in self.entries.values()]
         write_json(self.index_path, {"kind": self.kind, "recipe": self.recipe, "cells": cells})
+
+
+def _next(waiting: Sequence[Cell], running: Iterable[Cell], jobs: int) -> Cell | None:
+    """The cell to start now. Side by side, seeds go forward together, so that none is left over."""
+    busy = {cell.seed for cell in running}
+    left = Counter(cell.seed for cell in waiting)
+    free = [cell for cell in waiting if cell.seed not in busy]
+    return max(free, key=lambda cell: left[cell.seed] if jobs > 1 else 0, default=None)
 
 
 def cell_key(config: RunConfig, version: str = "") -> str:

@@ -21,7 +21,7 @@ def summarise(grid: Grid, entries: Sequence[Entry]) -> dict[str, Any]:
     over seeds with t intervals. Rates and accuracies are shares of 1.
     """
     points = [point for entry in entries if (point := read_point(grid, entry))]
-    sizes = list(dict.fromkeys(entry.cell.name for entry in entries))
+    sizes = sorted({entry.cell.name for entry in entries}, key=nominal)
     return {
         "seeds": sorted({entry.cell.seed for entry in entries}),
         "sizes": [_size(size, [p for p in points if p["size"] == size], entries) for size in sizes],
