@@ -225,7 +225,7 @@ def test_the_scale_page_and_pictures(tmp_path, road):
     data = scaled(tmp_path, road)
     write_scale(tmp_path, data)
     text = (tmp_path / "scale.md").read_text()
-    assert "| 4M | 3,682,304 | 8,000 | 2 of 3 (1 failed) |" in text
+    assert "| 4M | 3,682,304 | 15,000 | 2 of 3 (1 failed) |" in text
     assert "25.0 [0.2, 49.8]" in text
     page = (tmp_path / "scale.html").read_text()
     assert page.count('<th>4M</th><td class="n">') == 3 + 1  # its cells, and its row
@@ -283,15 +283,18 @@ def test_a_grid_where_everything_failed_is_still_shown(tmp_path, road):
 
 
 def test_every_size_of_the_toy_is_a_whole_road_of_that_size():
+    plain = recipe("toy:dpo")
     for size in SIZES:
         config = sized("toy", size)
-        assert (config.recipe, config.model.size, config.sft.copy_gate) == ("toy", size, 0.0)
-        assert config.stage_names() == recipe("toy").stage_names()
-    plain = recipe("toy")
-    gate = plain.sft.model_copy(update={"copy_gate": 0.0})
-    assert sized("toy", "1M") == plain.model_copy(update={"sft": gate})
-    rates = [sized("toy", size).ppo.optim.learning_rate for size in SIZES]
-    assert rates == sorted(rates, reverse=True)
+        assert (config.recipe, config.model.size, config.sft.copy_gate) == ("toy:dpo", size, 0.0)
+        assert config.stage_names() == plain.stage_names()
+        for name in ("data", "sample", "label"):  # nothing but the model differs
+            assert getattr(config, name) == getattr(plain, name)
+        assert config.ppo.total_episodes == plain.ppo.total_episodes
+    assert sized("toy", "1M").ppo == plain.ppo
+    for stage in ("pretrain", "sft", "reward", "ppo", "dpo"):
+        rates = [getattr(sized("toy", size), stage).optim.learning_rate for size in SIZES]
+        assert rates == sorted(rates, reverse=True)
 
 
 @pytest.mark.parametrize(("family", "size"), [("cow", "1M"), ("toy", "3M")])

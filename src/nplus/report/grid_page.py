@@ -144,8 +144,8 @@ def scale_sheet(data: Mapping[str, Any]) -> Sheet:
     notes = (
         "Mean over seeds with a 95% t interval over seeds. Wins are against the references on the "
         "judged split at the first temperature, ties half.",
-        "Each size has settings of its own (learning rates, documents, pairs), so that it trains "
-        "in the time there is: the figure shows size at that budget, not size alone.",
+        "Learning rates are set for each size; data and steps are the same at every size, so a "
+        "larger model also takes more compute.",
     )
     return Sheet(
         kind="scale",

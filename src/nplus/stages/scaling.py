@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
+from nplus.evaluation.agreement import seed_agreement
 from nplus.evaluation.effects import summary_over_seeds
+from nplus.records import Margin, read_records
 from nplus.runs import Manifest
 from nplus.stages.grid import Entry, Grid, cell_rows
 
@@ -18,13 +21,20 @@ def summarise(grid: Grid, entries: Sequence[Entry]) -> dict[str, Any]:
 
     `points` has a row for every complete cell: win rate against the references on the judged split
     at the first temperature, by policy, and the reward model's accuracies. `sizes` has their means
-    over seeds with t intervals. Rates and accuracies are shares of 1.
+    over seeds with t intervals, and how often the reward models of two seeds order a comparison
+    alike (Detail D7). Rates and accuracies are shares of 1.
     """
     points = [point for entry in entries if (point := read_point(grid, entry))]
     sizes = sorted({entry.cell.name for entry in entries}, key=nominal)
     return {
         "seeds": sorted({entry.cell.seed for entry in entries}),
-        "sizes": [_size(size, [p for p in points if p["size"] == size], entries) for size in sizes],
+        "sizes": [
+            {
+                **_size(size, [p for p in points if p["size"] == size], entries),
+                "seed_agreement": _agreement(grid, [e for e in entries if e.cell.name == size]),
+            }
+            for size in sizes
+        ],
         "points": points,
         "cells": cell_rows(entries),
     }
@@ -60,6 +70,37 @@ def read_point(grid: Grid, entry: Entry) -> dict[str, Any] | None:
         "win_rate": {policy: rates[policy] for policy in POLICIES if policy in rates},
         "reward_model": {name: reward[name]["rate"] for name in measured},
         "bayes_accuracy": reward.get("bayes_accuracy"),
+    }
+
+
+def _agreement(grid: Grid, entries: Sequence[Entry]) -> dict[str, Any] | None:
+    """`{rate, chance, comparisons, pairs}` of one size's reward models (Detail D7).
+
+    They are compared two by two on the comparisons of the judged split that others have written,
+    which are the same for every seed; `rate` and `chance` are means over `pairs`. None for fewer
+    than two seeds, or where seeds have other comparisons.
+    """
+    margins: dict[str, dict[str, float]] = {}
+    for entry in entries:
+        where = grid.stage(entry, "evaluate")
+        manifest = where.manifest() if where else None
+        if entry.status != "complete" or where is None or manifest is None:
+            continue
+        if where.margins.is_file():
+            margins[f"seed {entry.cell.seed}"] = {
+                f"{row.id} {row.policies}": row.margin
+                for row in read_records(where.margins, Margin)
+                if row.source == manifest.results["split"]
+            }
+    alike = {tuple(scored) for scored in margins.values()}
+    if len(margins) < 2 or len(alike) != 1 or alike == {()}:
+        return None
+    pairs = seed_agreement({name: list(scored.values()) for name, scored in margins.items()})
+    return {
+        "rate": fmean(pair["rate"] for pair in pairs),
+        "chance": fmean(pair["chance"] for pair in pairs),
+        "comparisons": pairs[0]["n"],
+        "pairs": pairs,
     }
 
 
