@@ -2,7 +2,7 @@
 
 import pytest
 
-from nplus.records import Judgement, write_records
+from nplus.records import Judgement, Margin, write_records
 from nplus.runs import Pipeline, RunRoot
 
 POSTS = 10
@@ -54,6 +54,7 @@ class Road:
 
     def _evaluate(self, where, config):
         wins = {"sft": 2, "ppo": self.wins(config)}
+        write_records(where.margins, list(margins(config.seed)))
         write_records(where.judgements, [row for p in wins for row in judged(p, wins[p])])
         return {
             "split": "test",
@@ -94,6 +95,15 @@ def judged(policy, wins):
         yield row(i, 9.0, temperature=0.7)
         yield row(i, 9.0, opponent="sft")
     yield row(99, 9.0, split="test_heldout")
+
+
+def margins(seed):
+    """Four comparisons that count, of which seed 1 gets all right, 2 the first two, and so on; and
+    one of another kind."""
+    for i in range(4):
+        right = i < (4, 2, 1)[seed - 1]
+        yield Margin(f"post{i}", ("writer", "ref"), 0.5 if right else -0.5, "test")
+    yield Margin("post9", ("writer", "ref"), -9.0 * (-1) ** seed, "news")
 
 
 @pytest.fixture

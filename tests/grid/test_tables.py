@@ -200,7 +200,7 @@ def scaled(tmp_path, road, seeds=3, sizes=("0.3M", "1M", "4M")):
 
     road.fail = fail
     road.wins = lambda c: c.seed + sizes.index(c.model.size)
-    grid = Grid.open(tmp_path / "s", "scale", "toy")
+    grid = Grid.open(tmp_path / "s", "scale", "toy:dpo")
     cells = crossed([(size, ()) for size in sizes], seeds)
     entries = grid.run(resolve(cells, lambda size: sized("toy", size)), road)
     return {"command": "nplus scale", "recipe": "toy", **scaling.summarise(grid, entries)}
@@ -219,6 +219,28 @@ def test_sizes_have_means_over_seeds_by_hand(tmp_path, road):
     assert large["win_rate"]["ppo"]["per_seed"] == pytest.approx([0.35, 0.55])
     assert set(small["reward_model"]) == {"accuracy"}
     assert len(data["points"]) == 8
+
+
+@pytest.mark.detail("D7")
+def test_reward_models_of_two_seeds_agree_as_by_hand(tmp_path, road):
+    """Right on 4, 2 and 1 of 4: two seeds agree on 2, 1 and 3; by chance on 1/2, 1/4 and 1/2."""
+    small, _, large = scaled(tmp_path, road)["sizes"]
+    found = small["seed_agreement"]
+    assert [(p["a"], p["b"], p["rate"]) for p in found["pairs"]] == [
+        ("seed 1", "seed 2", 0.5),
+        ("seed 1", "seed 3", 0.25),
+        ("seed 2", "seed 3", 0.75),
+    ]
+    assert [p["chance"] for p in found["pairs"]] == [0.5, 0.25, 0.5]
+    assert (found["rate"], found["comparisons"]) == (0.5, 4)
+    assert found["chance"] == pytest.approx(1.25 / 3)
+    assert [(p["a"], p["b"]) for p in large["seed_agreement"]["pairs"]] == [("seed 1", "seed 3")]
+    write_scale(tmp_path, scaled(tmp_path, road))
+    assert "| 50.0 (41.7) |" in (tmp_path / "scale.md").read_text()
+    alone = scaled(tmp_path / "alone", road, seeds=1)
+    assert alone["sizes"][0]["seed_agreement"] is None
+    write_scale(tmp_path / "alone", alone)
+    assert "two seeds" not in (tmp_path / "alone" / "scale.md").read_text()
 
 
 def test_the_scale_page_and_pictures(tmp_path, road):
@@ -270,7 +292,7 @@ def test_a_grid_where_everything_failed_is_still_shown(tmp_path, road):
 
     scaled(tmp_path, road, seeds=1)
     road.fail = fail
-    grid = Grid.open(tmp_path / "t", "scale", "toy")
+    grid = Grid.open(tmp_path / "t", "scale", "toy:dpo")
     cells = crossed([("1M", ()), ("4M", ())], 1)
     entries = grid.run(resolve(cells, lambda size: sized("toy", size)), road)
     data = {"command": "nplus scale", "recipe": "toy", **scaling.summarise(grid, entries)}

@@ -120,6 +120,7 @@ def scale_sheet(data: Mapping[str, Any]) -> Sheet:
     sizes = data["sizes"]
     policies = [p for p in SERIES if any(p in row["win_rate"] for row in sizes)]
     measured = [a for a in ACCURACIES if any(a in row["reward_model"] for row in sizes)]
+    compared = [row["seed_agreement"] for row in sizes if row["seed_agreement"]]
     rows = []
     wins = [f"{SERIES[p][0]} wins, %" for p in policies]
     terminal = [("size", "seeds", *wins, *("RM accuracy, %" for _ in measured[:1]))]
@@ -134,29 +135,41 @@ def scale_sheet(data: Mapping[str, Any]) -> Sheet:
                 done + failed,
                 *(signed(row["win_rate"].get(p), SHARE, sign="") for p in policies),
                 *(signed(row["reward_model"].get(a), SHARE, sign="") for a in measured),
+                *([_agreed(row["seed_agreement"])] if compared else []),
             )
         )
         shares = [row["win_rate"].get(p) for p in policies]
         shares += [row["reward_model"].get(a) for a in measured[:1]]
         terminal.append((row["size"], done, *(around(x, SHARE, sign="") for x in shares)))
-    agrees = (f"reward model {ACCURACIES[a][0]}, %" for a in measured)
+    agrees = [f"reward model {ACCURACIES[a][0]}, %" for a in measured]
+    agrees += ["reward models of two seeds agree, % (by chance)"] if compared else []
     head = ("size", "parameters", "documents", "seeds", *wins, *agrees)
-    notes = (
+    notes = [
         "Mean over seeds with a 95% t interval over seeds. Wins are against the references on the "
         "judged split at the first temperature, ties half.",
         "Learning rates are set for each size; data and steps are the same at every size, so a "
         "larger model also takes more compute.",
-    )
+    ]
+    if compared:
+        notes.append(
+            f"Two seeds agree: how often their reward models order a comparison alike, of "
+            f"{compared[0]['comparisons']:,} that other writers' texts make, mean over pairs of "
+            "seeds; by chance: two models as often right whose mistakes have nothing in common."
+        )
     return Sheet(
         kind="scale",
         title=f"Size: {data['recipe']}",
         head=head,
         rows=tuple(rows),
         left=1,
-        notes=notes,
+        notes=tuple(notes),
         failures=_failures(data),
         terminal=tuple(terminal),
     )
+
+
+def _agreed(found: Mapping[str, Any] | None) -> str:
+    return f"{100 * found['rate']:.1f} ({100 * found['chance']:.1f})" if found else DASH
 
 
 def _of(done: int, asked: int) -> str:
