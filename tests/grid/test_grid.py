@@ -78,6 +78,12 @@ def test_a_killed_grid_goes_on_where_it_was(tmp_path, road):
     assert {entry.status for entry in entries} == {"complete"}
 
 
+def test_logs_beside_the_seeds_are_no_runs(tmp_path, road):
+    open_grid(tmp_path).run(configs_of(seeds=1), road)
+    (tmp_path / "g" / "seed-1.log").touch()
+    assert {e.status for e in open_grid(tmp_path).entries.values()} == {"complete"}
+
+
 def test_a_finished_grid_does_nothing(tmp_path, road):
     open_grid(tmp_path).run(configs_of(), road)
     seeds = []

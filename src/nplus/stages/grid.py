@@ -5,6 +5,7 @@ holds the state of every cell and is replaced atomically: a grid that was killed
 that fails is recorded and the others run.
 
 <grid>/grid.json
+<grid>/seed-1.log        what its stages told, when several jobs ran
 <grid>/seed-1/           a run directory (`runs/rundir.py`) with the stages of all cells of seed 1
 """
 
@@ -131,7 +132,7 @@ class Grid:
         for row in state["cells"]:
             cell = Cell(row.pop("name"), tuple(row.pop("sets")), row.pop("seed"))
             grid.entries[cell.name, cell.seed] = Entry(cell, **row)
-        for folder in path.glob("seed-*"):
+        for folder in filter(Path.is_dir, path.glob("seed-*")):
             RunRoot(folder).open(recipe)
         return grid
 
