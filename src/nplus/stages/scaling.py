@@ -80,22 +80,20 @@ def _agreement(grid: Grid, entries: Sequence[Entry]) -> dict[str, Any] | None:
     which are the same for every seed; `rate` and `chance` are means over `pairs`. None for fewer
     than two seeds, or where seeds have other comparisons.
     """
-    margins: dict[str, dict[str, float]] = {}
+    compared: set[tuple[tuple[str, tuple[str, str]], ...]] = set()
+    margins: dict[str, list[float]] = {}
     for entry in entries:
         where = grid.stage(entry, "evaluate")
         manifest = where.manifest() if where else None
         if entry.status != "complete" or where is None or manifest is None:
             continue
-        if where.margins.is_file():
-            margins[f"seed {entry.cell.seed}"] = {
-                f"{row.id} {row.policies}": row.margin
-                for row in read_records(where.margins, Margin)
-                if row.source == manifest.results["split"]
-            }
-    alike = {tuple(scored) for scored in margins.values()}
-    if len(margins) < 2 or len(alike) != 1 or alike == {()}:
+        rows = read_records(where.margins, Margin) if where.margins.is_file() else []
+        rows = [row for row in rows if row.source == manifest.results["split"]]
+        margins[f"seed {entry.cell.seed}"] = [row.margin for row in rows]
+        compared.add(tuple((row.id, row.policies) for row in rows))
+    if len(margins) < 2 or len(compared) != 1 or compared == {()}:
         return None
-    pairs = seed_agreement({name: list(scored.values()) for name, scored in margins.items()})
+    pairs = seed_agreement(margins)
     return {
         "rate": fmean(pair["rate"] for pair in pairs),
         "chance": fmean(pair["chance"] for pair in pairs),
