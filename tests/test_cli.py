@@ -80,8 +80,8 @@ def test_the_options_of_a_command_stay_a_handful():
         "report": set(),
         "details": {"--run"},
         "evaluate": {"--against"},
-        "ablate": {"--seeds", "--out", "--recipe", "--flip", "--set", "--config"},
-        "scale": {"--sizes", "--seeds", "--out", "--set", "--config"},
+        "ablate": {"--seeds", "--jobs", "--out", "--recipe", "--flip", "--set", "--config"},
+        "scale": {"--sizes", "--seeds", "--jobs", "--out", "--set", "--config"},
     }
 
 
