@@ -61,6 +61,7 @@ def _scores(model: ScalarModel, batch: Pairs) -> Tensor:
 @torch.no_grad()
 def _require_shared(model: ScalarModel, row: PairRow, pad_id: int) -> None:
     """Raises InputError where the network ignores a mask that parts two responses."""
+    model.eval()  # dropout would part them too
     batches = (collate([row], pad_id=pad_id) for collate in (pair_batch, shared_pair_batch))
     apart, together = (_scores(model, batch.to(model.device)) for batch in batches)
     if not torch.allclose(apart, together, rtol=1e-2, atol=1e-2):
