@@ -42,7 +42,7 @@ def ablate(
         list[str] | None,
         typer.Argument(
             metavar="DETAIL...",
-            help="Details to flip, as F7; every detail with a switch unless given.",
+            help="Details to flip, as F7; every detail with a variant unless given.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each condition, under seeds 1 to N.")] = 5,

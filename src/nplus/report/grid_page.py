@@ -147,8 +147,9 @@ def scale_sheet(data: Mapping[str, Any]) -> Sheet:
     notes = [
         "Mean over seeds with a 95% t interval over seeds. Wins are against the references on the "
         "judged split at the first temperature, ties half.",
-        "Learning rates are set for each size; data and steps are the same at every size, so a "
-        "larger model also takes more compute.",
+        "Learning rates are set for each size; data and steps of a stage are the same at every "
+        "size, so a larger model also takes more compute. DPO may see fewer comparisons than the "
+        "reward model (`dpo.max_rows`).",
     ]
     if compared:
         notes.append(
