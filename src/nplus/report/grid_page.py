@@ -148,9 +148,10 @@ def scale_sheet(data: Mapping[str, Any]) -> Sheet:
         "Mean over seeds with a 95% t interval over seeds. Wins are against the references on the "
         "judged split at the first temperature, ties half.",
         "Learning rates are set for each size; data and steps of a stage are the same at every "
-        "size, so a larger model also takes more compute. DPO may see fewer comparisons than the "
-        "reward model (`dpo.max_rows`).",
+        "size, so a larger model also takes more compute.",
     ]
+    if "dpo" in policies:
+        notes.append("DPO may see fewer comparisons than the reward model (`dpo.max_rows`).")
     if compared:
         notes.append(
             f"Two seeds agree: how often their reward models order a comparison alike, of "
