@@ -56,7 +56,7 @@ SIZES: dict[str, tuple[str, ...]] = {
     ),
 }
 """What a size changes of the toy: learning rates fall with width. Data and steps are those of the
-toy at every size, so that nothing but the model differs."""
+toy at every size, so that nothing else differs but the model."""
 
 
 def toy() -> RunConfig:
