@@ -120,7 +120,7 @@ def test_the_ablations_that_every_reader_asks_for_are_there():
         "reward whitening on",
         "KL coefficient 0",
         "KL coefficient 0.5",
-        "Adam's eps 1e-8",
+        "Adam's eps 1e-8 in PPO",
     }
 
 

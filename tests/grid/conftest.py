@@ -45,22 +45,23 @@ class Road:
     def _pretrain(self, where, config):
         return {"parameters": PARAMETERS[config.model.size], "rows": config.data.world.pretrain}
 
-    def _ppo(self, where, config):
-        for step in range(1, 9):
-            kl = 100.0 if step < 4 else 10 * config.ppo.kl_coef + config.seed
-            metrics = {"objective/kl": kl, "val/response_length": 20.0 + step, "val/eos_rate": 0.9}
-            where.journal(step, metrics)
-        return {}
-
     def _evaluate(self, where, config):
         wins = {"sft": 2, "ppo": self.wins(config)}
+        kl = 10 * config.ppo.kl_coef + config.seed
         write_records(where.margins, list(margins(config.seed)))
         write_records(where.judgements, [row for p in wins for row in judged(p, wins[p])])
         return {
             "split": "test",
             "temperatures": [0.01, 0.7],
             "systems": [
-                {"policy": p, "temperature": t, "split": s, "tokens": 30.0 if t < 0.1 else 99.0}
+                {
+                    "policy": p,
+                    "temperature": t,
+                    "split": s,
+                    "tokens": 30.0 if t < 0.1 else 26.0 + config.seed,
+                    "eos_rate": 0.5 if t < 0.1 else 0.9,
+                    "kl": None if t < 0.1 or p == "sft" else {"value": kl if s == "test" else 99.0},
+                }
                 for p in wins
                 for t in (0.01, 0.7)
                 for s in ("test", "unseen values")

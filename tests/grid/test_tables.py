@@ -49,15 +49,16 @@ def test_the_effect_is_that_of_ten_posts_and_three_seeds_by_hand(tmp_path, road)
     assert data["baseline"]["win_rate"]["value"] == pytest.approx(0.45)
 
 
-def test_measures_average_the_last_five_updates(tmp_path, road):
+def test_measures_are_the_trained_policys_on_the_judged_posts(tmp_path, road):
     _, data = ablated(tmp_path, road)
     kl = data["conditions"][0]["kl"]
     assert kl["per_seed"] == pytest.approx([-10 * recipe("toy:tiny").ppo.kl_coef] * 3)
-    assert data["baseline"]["length"]["value"] == pytest.approx(20 + (4 + 5 + 6 + 7 + 8) / 5)
+    assert data["baseline"]["length"]["per_seed"] == [27.0, 28.0, 29.0]
     assert data["baseline"]["kl"]["per_seed"] == pytest.approx(
         [10 * recipe("toy:tiny").ppo.kl_coef + seed for seed in (1, 2, 3)]
     )
-    assert data["baseline"]["test_length"]["value"] == 30.0
+    assert data["baseline"]["greedy_length"]["value"] == 30.0
+    assert data["baseline"]["eos_rate"]["value"] == pytest.approx(0.9)
     assert data["conditions"][0]["eos_rate"]["value"] == pytest.approx(0)
 
 

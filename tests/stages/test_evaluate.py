@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from transformers import GPTNeoXForCausalLM
 
+from nplus.config import SamplingConfig
 from nplus.evaluation.tokens import kind
 from nplus.glossary import METRICS
 from nplus.models.scalar import ScalarModel
@@ -28,7 +29,7 @@ from nplus.records import (
 from nplus.report import write_report
 from nplus.runs import RunRoot
 from nplus.stages.against import compare, context
-from nplus.stages.drawing import Drawn
+from nplus.stages.drawing import Drawn, draw
 from nplus.stages.matches import pairings, play, verdict_line
 from nplus.stages.reward_report import reward_model_report, stage_margins
 from nplus.stages.scorers import RewardScorer
@@ -113,6 +114,64 @@ def test_agreement_again_from_the_table(with_dpo, results):
         assert row["n"] == 4
         checked += 1
     assert checked == 5
+
+
+@pytest.mark.parametrize("policy", ["ppo", "dpo"])
+def test_kl_is_that_of_each_response_read_alone(with_dpo, results, ctx, policy):
+    """Against plain transformers: one unpadded sequence at a time, both sides tempered."""
+    [row] = [
+        r
+        for r in results["systems"]
+        if (r["policy"], r["split"], r["temperature"]) == (policy, "test", 0.7)
+    ]
+    posts = ctx.data.demonstrations("test")[: row["n"]]
+    stages = with_dpo.stages()
+    tuned, base = (GPTNeoXForCausalLM.from_pretrained(stages[x].model) for x in (policy, "sft"))
+    length = ctx.config.evaluate.response_length
+    sampling = SamplingConfig(temperature=0.7, response_length=length)
+    drawn = draw(tuned, posts, sampling, ctx, name="evaluate 0.7", size=2)
+    expected = []
+    for post, response in zip(posts, drawn, strict=True):
+        query, answer = ctx.codec.encode_query(post.query), list(response.tokens)
+        ids = torch.tensor([[*query, *answer]])
+        with torch.no_grad():
+            logprobs = [
+                (model(ids).logits[0, len(query) - 1 : -1] / 0.7).log_softmax(-1)
+                for model in (tuned, base)
+            ]
+        at = torch.arange(len(answer))
+        expected.append(float((logprobs[0] - logprobs[1])[at, torch.tensor(answer)].sum()))
+    assert row["kl"]["value"] == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+    assert abs(row["kl"]["value"]) > 1e-4
+    assert row["kl"]["low"] < row["kl"]["value"] < row["kl"]["high"]
+
+
+def test_no_kl_where_it_means_nothing(results):
+    for row in results["systems"]:
+        tuned = row["policy"] in ("ppo", "dpo") and row["temperature"] >= 0.1
+        assert (row["kl"] is not None) == tuned
+
+
+@pytest.mark.detail("A7")
+def test_a_response_keeps_its_eos_where_pad_is_eos(with_dpo, ctx):
+    """So its length, and KL, are counted as in any other run."""
+    posts = ctx.data.demonstrations("test")[:4]
+    model = ctx.policy("sft").eval()
+    norm, head = model.gpt_neox.final_layer_norm, model.get_output_embeddings()
+    with torch.no_grad():  # EOS comes soon: its logit is 4 and the others are what they were
+        norm.weight[0], norm.bias[0] = 0.0, 1.0
+        head.weight[:, 0] = 0.0
+        head.weight[ctx.codec.eos_id, 0] = 4.0
+    tokenizer = ctx.config.tokenizer.model_copy(update={"distinct_pad": False})
+    alike = replace(ctx, config=ctx.config.model_copy(update={"tokenizer": tokenizer}))
+    assert alike.codec.pad_id == alike.codec.eos_id
+    length = ctx.config.evaluate.response_length
+    sampling = SamplingConfig(temperature=1.0, response_length=length)
+    usual, same = (draw(model, posts, sampling, c, name="x", size=4) for c in (ctx, alike))
+    ended = [row for row in usual if row.has_eos]
+    assert ended
+    assert all(row.tokens[-1] == ctx.codec.eos_id for row in ended)
+    assert usual == same
 
 
 @pytest.mark.detail("D9")

@@ -69,7 +69,10 @@ def ablate(
     flips = of_flips(flip or [])
     chosen = [*(of_details(details or []) if details or not flips else []), *flips]
     cells = crossed([(BASELINE, ()), *((c.name, c.sets) for c in chosen)], seeds)
-    configs = resolve(cells, lambda _: base, config_file=config, sets=sets or [])
+    # A condition that spoils the copying is a result, no reason to stop.
+    configs = resolve(
+        cells, lambda _: base, config_file=config, sets=["sft.copy_gate=0", *(sets or [])]
+    )
     same = without_effect(configs)
     _refuse_or_tell(same, refuse=bool(details or flips))
     conditions = [c for c in chosen if c.name not in same]

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from nplus.report.collect import RunView, StageView, collect, number
-from nplus.report.tables import headline_rows, percent, plain, reward_line, sentences, span
+from nplus.report.tables import (
+    headline_rows,
+    nats,
+    percent,
+    plain,
+    reward_line,
+    sentences,
+    span,
+)
 from nplus.runs import RunRoot
 
 SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -140,13 +148,14 @@ def _figures(run: RunView, stage: StageView) -> Iterator[str]:
 def _policy_figures(run: RunView, policy: str) -> Iterator[str]:
     rows = [r for r in run.evaluation.get("systems") or () if r.get("policy") == policy]
     if rows:
-        yield "| posts | temperature | n | score | tokens | ends by itself | ROUGE-L |"
-        yield "|---|---|---|---|---|---|---|"
+        yield "| posts | temperature | n | score | tokens | ended | KL from SFT | ROUGE-L |"
+        yield "|---|---|---|---|---|---|---|---|"
     for r in rows:
         yield (
             f"| {r.get('split')} | {r.get('temperature')} | {plain(r.get('n'), 0)} "
             f"| {plain(r.get('score'), 3)} | {plain(r.get('tokens'))} "
-            f"| {percent(r.get('eos_rate'))} | {plain(r.get('rougeL'), 3)} |"
+            f"| {percent(r.get('eos_rate'))} | {nats(r.get('kl'))} "
+            f"| {plain(r.get('rougeL'), 3)} |"
         )
     if rows:
         yield ""

@@ -67,9 +67,9 @@ class Measure:
 MEASURES = (
     Measure("win_rate", "win rate", "Win rate against the references", "points", 100, 1),
     Measure("kl", "KL", "KL from SFT", "nats per response"),
-    Measure("length", "tokens", "Response length", "tokens per rollout"),
-    Measure("eos_rate", "EOS", "EOS rate", "points of rollouts", 100, 1),
-    Measure("test_length", "tokens, judged", "Length on the judged posts", "tokens"),
+    Measure("length", "tokens", "Response length", "tokens"),
+    Measure("eos_rate", "EOS", "EOS rate", "points", 100, 1),
+    Measure("greedy_length", "tokens, greedy", "Length, near-greedy", "tokens"),
 )
 
 

@@ -93,8 +93,9 @@ def _ablation_notes(data: Mapping[str, Any]) -> list[str]:
         "Differences are condition minus baseline, paired by seed (and win rates by post), with "
         "95% t intervals over seeds: one training run is one observation, so they hold for other "
         f"seeds on these {posts:,} posts. Win rate: PPO against the references, ties half, at "
-        "the first temperature of `evaluate.temperatures`. KL, length and EOS rate: rollouts, "
-        f"mean of the last {data['tail']} updates.",
+        "the first temperature of `evaluate.temperatures`. KL, length through EOS and EOS rate: "
+        "the trained policy on the same posts at the last temperature, without dropout and with "
+        "both policies at that temperature, whatever a condition trains with.",
         f"{clear} of {count} intervals of the win rate leave out 0. They are not corrected for "
         f"their number: without any effect, about one in twenty would ({0.05 * count:.1f} here).",
         "The bootstrap of the win rate draws seeds and posts anew, so it speaks of other posts "

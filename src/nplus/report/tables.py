@@ -52,6 +52,13 @@ def span(row: Mapping[str, Any] | None, key: str = "rate") -> str:
     return f"{percent(row[key])} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def nats(kl: Mapping[str, Any] | None) -> str:
+    """`4.1 [3.9, 4.4]`; a dash for nothing."""
+    if not kl:
+        return DASH
+    return f"{plain(kl['value'])} [{plain(kl['low'])}, {plain(kl['high'])}]"
+
+
 def split_name(row: Mapping[str, Any]) -> str:
     """A split in words: `test posts`."""
     return SPLITS.get(str(row.get("split")), str(row.get("split")))
@@ -119,7 +126,7 @@ def sentences(run: RunView) -> list[str]:
             f"{row.get('temperature')} ({ties(row)} ties count half), with {_lengths(row)}."
         )
     facts = [wrong_facts_line(run.evaluation, policy) for policy in TUNED]
-    lines = (reward_line, agreement_line, implicit_line, token_line)
+    lines = (reward_line, agreement_line, implicit_line, drift_line, token_line)
     out.extend(filter(None, [*facts, *(line(run.evaluation) for line in lines)]))
     judge = run.evaluation.get("judge")
     if judge == "reward":
@@ -232,6 +239,17 @@ def token_line(evaluation: Mapping[str, Any]) -> str:
         if row.get("unchanged")
     ]
     return f"{'; '.join(told)}." if told else ""
+
+
+def drift_line(evaluation: Mapping[str, Any]) -> str:
+    """How far tuning moved each policy from SFT, at the last temperature; empty without a KL."""
+    last = next(reversed(evaluation.get("temperatures") or ()), None)
+    told = [
+        f"{system_name(row['policy'])} has moved {nats(row['kl'])} nats a response from SFT"
+        for row in evaluation.get("systems") or ()
+        if row.get("kl") and (row["split"], row["temperature"]) == (evaluation.get("split"), last)
+    ]
+    return f"{'; '.join(told)}, at temperature {last}." if told else ""
 
 
 def verdict(root: RunRoot) -> RenderableType:

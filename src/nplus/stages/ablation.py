@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from nplus.config import RunConfig
@@ -16,14 +17,8 @@ from nplus.stages.grid import Cell, Entry, Grid, cell_rows
 
 BASELINE = "baseline"
 POLICY = "ppo"
-TAIL = 5
-"""Updates at the end of PPO over which its journal is averaged."""
-MEASURES = {
-    "kl": "objective/kl",
-    "length": "val/response_length",
-    "eos_rate": "val/eos_rate",
-}
-"""Name to journal metric: rollouts of the last updates, at the rollouts' temperature."""
+MEASURES = ("kl", "length", "eos_rate", "greedy_length")
+"""What the trained policy's responses are like, measured the same way in every run."""
 BOUNDS = {"win_rate": (0.0, 1.0), "eos_rate": (0.0, 1.0), "kl": (-math.inf, math.inf)}
 """Where a measure's values lie, if not above 0."""
 
@@ -89,35 +84,42 @@ class Outcome:
     """Post id to 1, 1/2 or 0: PPO against the reference, on the judged split, at the first
     temperature."""
     measures: Mapping[str, float]
+    """KL in nats, length in tokens through EOS and share that ends by itself, all at the last
+    temperature; length at the first."""
 
 
 def read_outcome(grid: Grid, entry: Entry) -> Outcome | None:
     """A cell's result; None for a cell that has none."""
-    where, ppo = grid.stage(entry, "evaluate"), grid.stage(entry, POLICY)
+    where = grid.stage(entry, "evaluate")
     manifest = where.manifest() if where else None
-    if entry.status != "complete" or manifest is None or where is None or ppo is None:
+    if entry.status != "complete" or manifest is None or where is None:
         return None
-    split, temperature = manifest.results["split"], manifest.results["temperatures"][0]
-    ours = f"{POLICY}@{temperature:g}"
+    split, temperatures = manifest.results["split"], manifest.results["temperatures"]
+    ours = f"{POLICY}@{temperatures[0]:g}"
     posts = {
         row.id: 0.5 + 0.5 * ((row.score > row.opponent_score) - (row.score < row.opponent_score))
         for row in read_records(where.judgements, Judgement)
         if (row.policy, row.opponent, row.split) == (ours, "reference", split)
     }
-    rows = [row["metrics"] for row in ppo.journal_rows()][-TAIL:]
-    measures = {name: _mean([row.get(m) for row in rows]) for name, m in MEASURES.items()}
-    tokens = [
-        row["tokens"]
-        for row in manifest.results["systems"]
-        if (row["policy"], row["temperature"], row["split"]) == (POLICY, temperature, split)
-    ]
-    return Outcome(posts, {**measures, "test_length": _mean(tokens)})
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    """Mean; NaN without values or where one is missing."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else math.nan
+    first, last = (
+        next(
+            row
+            for row in manifest.results["systems"]
+            if (row["policy"], row["temperature"], row["split"]) == (POLICY, temperature, split)
+        )
+        for temperature in (temperatures[0], temperatures[-1])
+    )
+    if not posts:  # a judge that answered nothing
+        return None
+    return Outcome(
+        posts,
+        {
+            "kl": last["kl"]["value"] if last["kl"] else math.nan,
+            "length": last["tokens"],
+            "eos_rate": last["eos_rate"],
+            "greedy_length": first["tokens"],
+        },
+    )
 
 
 def summarise(
@@ -137,7 +139,6 @@ def summarise(
     baseline = runs(BASELINE)
     return {
         "seeds": sorted({entry.cell.seed for entry in entries}),
-        "tail": TAIL,
         "baseline": _means(baseline),
         "conditions": [
             {**asdict(condition), **_effects(runs(condition.name), baseline)}
@@ -149,8 +150,8 @@ def summarise(
 
 def _means(runs: Mapping[int, Outcome]) -> dict[str, Any]:
     """Mean over seeds of each measure, with a t interval over seeds."""
-    values = {"win_rate": [_mean(list(run.posts.values())) for run in runs.values()]}
-    for name in (*MEASURES, "test_length"):
+    values = {"win_rate": [fmean(run.posts.values()) for run in runs.values()]}
+    for name in MEASURES:
         values[name] = [run.measures[name] for run in runs.values()]
     return {
         name: summary_over_seeds(v, BOUNDS.get(name, (0, math.inf))) for name, v in values.items()
@@ -166,7 +167,7 @@ def _effects(
             {seed: run.posts for seed, run in baseline.items()},
         )
     }
-    for name in (*MEASURES, "test_length"):
+    for name in MEASURES:
         found[name] = measure_effect(
             {seed: run.measures[name] for seed, run in runs.items()},
             {seed: run.measures[name] for seed, run in baseline.items()},

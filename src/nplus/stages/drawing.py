@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from nplus.config import SamplingConfig
 from nplus.data.collate import prompt_batch
-from nplus.ops.responses import contains_eos
+from nplus.ops.responses import contains_eos, response_mask_BR
 from nplus.records import Demonstration
 from nplus.rollout import generate, texts
 from nplus.seeding import uniform_grid
@@ -28,7 +29,7 @@ class Drawn:
 
 def noise(
     seed: int, name: str, keys: Sequence[str], sampling: SamplingConfig, sample: int = 0
-) -> torch.Tensor:
+) -> Tensor:
     """[B, R] uniforms named by (name, prompt key, sample): the same whatever the batch."""
     grid = uniform_grid(seed, [(name, key, sample) for key in keys], sampling.response_length)
     return torch.from_numpy(grid)
@@ -53,7 +54,8 @@ def draw(
         batch = prompt_batch(ctx.codec, [prompts[i] for i in index]).to(ctx.device)
         noise_BR = noise(ctx.seed, name, batch.keys, sampling).to(ctx.device)
         generation = generate(engine, batch, sampling, noise_BR, size=size)
-        lengths = generation.response_mask_BR.sum(1).tolist()
+        # Not the generation's own mask, which leaves EOS out where PAD is EOS (Detail A7).
+        lengths = response_mask_BR(generation.tokens_BR, ctx.codec.eos_id).sum(1).tolist()
         rows = zip(
             index,
             texts(generation, ctx.codec.decode_response),
@@ -67,3 +69,20 @@ def draw(
         if ticker is not None:
             ticker.tick(len(index))
     return [drawn[i] for i in range(len(prompts))]
+
+
+def sequences(
+    prompts: Sequence[Demonstration], drawn: Sequence[Drawn], ctx: Context
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`tokens_BT, mask_BT, response_mask_BR`: queries left-padded, responses through EOS right."""
+    batch = prompt_batch(ctx.codec, prompts)
+    width = max(len(row.tokens) for row in drawn)
+    tokens_BR = torch.full((len(drawn), width), ctx.codec.pad_id)
+    mask_BR = torch.zeros((len(drawn), width), dtype=torch.bool)
+    for b, row in enumerate(drawn):
+        tokens_BR[b, : len(row.tokens)] = torch.tensor(row.tokens)
+        mask_BR[b, : len(row.tokens)] = True
+    tokens_BT = torch.cat([batch.tokens_BP, tokens_BR], dim=1)
+    mask_BT = torch.cat([batch.mask_BP, mask_BR], dim=1)
+    device = ctx.device
+    return tokens_BT.to(device), mask_BT.to(device), mask_BR.to(device)

@@ -12,6 +12,7 @@ from nplus.records import Demonstration, Judgement, write_records
 from nplus.runs import StageDir
 from nplus.stages.context import Context
 from nplus.stages.drawing import draw
+from nplus.stages.drift import NEAR_GREEDY, kl_from
 from nplus.stages.matches import Match, pairings, play, verdict_line
 from nplus.stages.reward_report import implicit_report, reward_model_report
 from nplus.stages.systems import (
@@ -107,7 +108,7 @@ def judge_split(
     ticker: Any,
 ) -> None:
     """Draw from every policy at every temperature, and set them against each other."""
-    cfg = ctx.config.evaluate
+    cfg, base = ctx.config.evaluate, POLICIES[0]
     reference = reference_system(posts, split, judges, ctx)
     pieces = parts(split, posts, judges.gold)
     found.add_systems([reference], pieces, cfg)
@@ -124,7 +125,10 @@ def judge_split(
                 size=cfg.micro_batch_size,
                 ticker=ticker,
             )
-            systems[name] = judges.system(name, temperature, split, posts, drawn)
+            kl: list[float] = []
+            if name != base and temperature >= NEAR_GREEDY:
+                kl = kl_from(models[base], model, posts, drawn, ctx, temperature=temperature)
+            systems[name] = judges.system(name, temperature, split, posts, drawn, kl)
         found.table += table_rows(systems)
         found.add_systems([systems[name] for name in models], pieces, cfg)
         found.add_matches([play(*p, judges.comparator) for p in pairings(systems)], pieces, cfg)

@@ -30,7 +30,7 @@ VERSIONS = {
     "reward": 2,
     "ppo": 1,
     "dpo": 1,
-    "evaluate": 3,
+    "evaluate": 4,
 }
 """Raised when a stage's algorithm changes, so that old results are not taken for new ones."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from nplus.engines.api import chat_client
@@ -38,6 +38,8 @@ class System:
     covered: list[tuple[str, ...]]
     wrong: list[tuple[tuple[str, str], ...]]
     """Facts stated wrongly, as (slot, value); empty lists without a gold scorer."""
+    kl: list[float] = field(default_factory=list)
+    """Nats from SFT; empty for SFT itself, for texts from elsewhere and near-greedy responses."""
 
     @property
     def label(self) -> str:
@@ -47,7 +49,8 @@ class System:
     def part(self, name: str, index: Sequence[int]) -> System:
         """The same of some of the posts, under a name of their own."""
         lists = (f.name for f in fields(self) if isinstance(getattr(self, f.name), list))
-        picked = {field: [getattr(self, field)[i] for i in index] for field in lists}
+        rows = ((name, getattr(self, name)) for name in lists)
+        picked = {name: [row[i] for i in index] for name, row in rows if row}
         return replace(self, split=name, **picked)
 
 
@@ -67,8 +70,9 @@ class Judges:
         split: str,
         posts: list[Demonstration],
         drawn: Sequence[Drawn],
+        kl: Sequence[float] = (),
     ) -> System:
-        """`drawn` are the responses to `posts`, in order."""
+        """`drawn` are the responses to `posts`, in order, `kl` their nats from SFT."""
         texts = [d.text for d in drawn]
         samples = [Sample(p.id, p.query, text) for p, text in zip(posts, texts, strict=True)]
         proxy = self.reward.score(samples)
@@ -85,6 +89,7 @@ class Judges:
             score=[g.total for g in judged] if judged else proxy,
             covered=[tuple(g.covered) for g in judged] or [()] * len(posts),
             wrong=[tuple(g.wrong) for g in judged] or [()] * len(posts),
+            kl=list(kl),
         )
 
 
@@ -152,10 +157,14 @@ def describe(system: System, *, use_stemmer: bool = False) -> dict[str, Any]:
         "proxy": sum(system.proxy) / len(system.proxy),
         "tokens": sum(system.tokens) / len(system.tokens),
         "eos_rate": sum(system.ended) / len(system.ended),
+        "kl": None,
         "coverage": None,
         "wrong_fact_rate": None,
         **rouge(system.texts, [p.response for p in system.posts], use_stemmer=use_stemmer),
     }
+    if system.kl:
+        kl = bootstrap_mean(system.kl, seed=0)
+        row["kl"] = {"value": kl[0], "low": kl[1], "high": kl[2]}
     if any(system.covered):
         wrong, stated = wrong_and_stated(system)
         row["coverage"] = sum(map(len, system.covered)) / len(system.covered)

@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from nplus.config import SamplingConfig
-from nplus.data.collate import prompt_batch
 from nplus.data.tokens import Codec
 from nplus.evaluation.tokens import base_ranks, describe_ranks, kind
 from nplus.models.lm import response_logits
 from nplus.records import Demonstration
 from nplus.stages.context import Context
-from nplus.stages.drawing import Drawn, draw
+from nplus.stages.drawing import Drawn, draw, sequences
 
 GREEDY = 0.01
 CHUNK = 8
@@ -66,7 +64,7 @@ def compare_tokens(
 ) -> list[list[dict[str, Any]]]:
     """Per response and position through EOS: the token's `text`, the `choice` of the tuned model,
     its `rank` for the base with the `kind` that makes it, and the base's own first choices."""
-    tokens_BT, mask_BT, response_mask_BR = _sequences(posts, drawn, ctx)
+    tokens_BT, mask_BT, response_mask_BR = sequences(posts, drawn, ctx)
     width = response_mask_BR.shape[1]
     tuned_BRV, base_BRV = (
         response_logits(model, tokens_BT, mask_BT, width) for model in (tuned, base)
@@ -92,23 +90,6 @@ def compare_tokens(
             ]
         )
     return found
-
-
-def _sequences(
-    posts: Sequence[Demonstration], drawn: Sequence[Drawn], ctx: Context
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`tokens_BT, mask_BT, response_mask_BR`: queries left-padded, responses through EOS right."""
-    prompts = prompt_batch(ctx.codec, posts)
-    width = max(len(row.tokens) for row in drawn)
-    tokens_BR = torch.full((len(drawn), width), ctx.codec.pad_id)
-    mask_BR = torch.zeros((len(drawn), width), dtype=torch.bool)
-    for b, row in enumerate(drawn):
-        tokens_BR[b, : len(row.tokens)] = torch.tensor(row.tokens)
-        mask_BR[b, : len(row.tokens)] = True
-    tokens_BT = torch.cat([prompts.tokens_BP, tokens_BR], dim=1)
-    mask_BT = torch.cat([prompts.mask_BP, mask_BR], dim=1)
-    device = ctx.device
-    return tokens_BT.to(device), mask_BT.to(device), mask_BR.to(device)
 
 
 def pieces(codec: Codec, ids: Sequence[int]) -> list[str]:
