@@ -60,7 +60,7 @@ PACKAGES = {
     "ops": "torch",
     "config": "pydantic yaml",
     "records": "",
-    "runs": "",
+    "runs": "filelock",
     "details": "yaml",
     "glossary": "",
     "seeding": "numpy",

@@ -6,7 +6,7 @@ import pytest
 
 from nplus.recipes import recipe
 from nplus.records import InputError
-from nplus.stages.grid import Cell, Grid, crossed, resolve
+from nplus.stages.grid import Cell, Grid, cell_key, crossed, resolve
 
 CONDITIONS = [("baseline", ()), ("no KL", ("ppo.kl_coef=0",)), ("wide", ("reward.epochs=2",))]
 
@@ -59,7 +59,7 @@ def test_a_killed_grid_goes_on_where_it_was(tmp_path, road):
     with pytest.raises(KeyboardInterrupt):
         open_grid(tmp_path).run(configs_of(), road)
     found = {key: row["status"] for key, row in state(tmp_path).items()}
-    assert found["no KL", 2] == "running"
+    assert found["no KL", 2] == "interrupted"
     assert found["wide", 2] == "pending"
     assert [s for k, s in found.items() if k[1] == 1] == ["complete"] * 3
 
@@ -86,10 +86,10 @@ def test_logs_beside_the_seeds_are_no_runs(tmp_path, road):
 
 def test_a_finished_grid_does_nothing(tmp_path, road):
     open_grid(tmp_path).run(configs_of(), road)
-    seeds = []
-    entries = open_grid(tmp_path).run(configs_of(), _never, on_seed=seeds.append)
+    rounds = []
+    entries = open_grid(tmp_path).run(configs_of(), _never, on_round=lambda: rounds.append(1))
     assert {entry.status for entry in entries} == {"complete"}
-    assert seeds == []
+    assert rounds == []
 
 
 def _never(config, out):
@@ -174,9 +174,9 @@ def test_tables_can_be_written_after_every_seed(tmp_path, road):
     grid.run(
         configs_of(),
         road,
-        on_seed=lambda seed: seen.append((seed, [e.status for e in grid.entries.values()])),
+        on_round=lambda: seen.append([e.status for e in grid.entries.values()]),
     )
-    assert seen == [(1, ["complete"] * 3 + ["pending"] * 3), (2, ["complete"] * 6)]
+    assert seen == [["complete"] * 3 + ["pending"] * 3, ["complete"] * 6]
 
 
 def test_every_wrong_cell_is_named_before_work():
@@ -199,11 +199,72 @@ def test_every_wrong_cell_is_named_before_work():
 def test_the_cell_has_the_last_word_and_the_seed_is_its_own():
     cells = crossed([("a", ["ppo.kl_coef=0.3"])], 2)
     configs = resolve(
-        cells, lambda _: recipe("toy:tiny"), sets=["ppo.kl_coef=0.2", "ppo.lam=0.5", "seed=9"]
+        cells, lambda _: recipe("toy:tiny"), sets=["ppo.kl_coef=0.2", "ppo.lam=0.5"]
     )
     found = [(c.seed, c.ppo.kl_coef, c.ppo.lam) for c in configs.values()]
     assert found == [(1, 0.3, 0.5), (2, 0.3, 0.5)]
     assert list(configs) == [Cell("a", ("ppo.kl_coef=0.3",), 1), Cell("a", ("ppo.kl_coef=0.3",), 2)]
+
+
+def test_a_seed_of_ones_own_is_refused():
+    with pytest.raises(InputError, match="say how many with --seeds"):
+        configs_of(sets=["ppo.lam=0.5", " seed =7"])
+
+
+def test_two_at_once_are_refused_and_the_first_goes_on(tmp_path, road, monkeypatch):
+    """Each would take the other's unfinished stage for one that was killed, and delete it."""
+    monkeypatch.setattr("nplus.runs.lock.PATIENCE", 0.1)
+    refused = []
+
+    def again(config, stage):
+        if (config.seed, stage) == (1, "reward"):
+            with pytest.raises(InputError, match="another nplus process is at work"):
+                open_grid(tmp_path).run(configs_of(), _never)
+            refused.append(config)
+
+    road.fail = again
+    assert {e.status for e in open_grid(tmp_path).run(configs_of(), road)} == {"complete"}
+    assert refused
+    road.fail = lambda config, stage: None
+    open_grid(tmp_path).run(configs_of(), _never)  # the lock ended with the first
+
+
+def test_what_has_changed_since_the_grid_was_opened_counts(tmp_path, road):
+    late = open_grid(tmp_path)
+    open_grid(tmp_path).run(configs_of(), road)
+    assert {e.status for e in late.run(configs_of(), _never)} == {"complete"}
+
+
+def test_torn_files_of_a_killed_process_are_no_obstacle(tmp_path, road):
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / ".grid.json.7.tmp").write_text("{")
+    assert {e.status for e in open_grid(tmp_path).run(configs_of(), road)} == {"complete"}
+    (tmp_path / "g" / "seed-3").mkdir()
+    (tmp_path / "g" / "seed-3" / ".run.json.7.tmp").write_text("{")
+    assert {e.status for e in open_grid(tmp_path).run(configs_of(seeds=3), road)} == {"complete"}
+
+
+def test_a_complete_cell_has_stages(tmp_path, road):
+    """Also where the run's config reads otherwise than the cell's, and an old state without any
+    is not complete."""
+    entries = open_grid(tmp_path).run(configs_of(seeds=1), road)
+    path = tmp_path / "g" / "grid.json"
+    told = json.loads(path.read_text())
+    told["cells"][0]["stages"] = {}
+    path.write_text(json.dumps(told))
+    again = open_grid(tmp_path).run(configs_of(seeds=1), road)
+    assert again[0].stages == entries[0].stages
+
+
+def test_a_changed_file_of_comparisons_runs_again(tmp_path):
+    file = tmp_path / "people.jsonl"
+    file.write_text("{}\n")
+    sets = [f"data.comparisons.data={file}", "label.kind=data"]
+    [config] = configs_of([("a", ())], 1, sets=sets).values()
+    key = cell_key(config)
+    assert cell_key(config) == key
+    file.write_text("{} \n")
+    assert cell_key(config) != key
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from nplus.cli.grid import _jobs_for
 from nplus.recipes import recipe
 from nplus.records import InputError
-from nplus.stages.grid import Cell, Grid, _next, crossed, resolve
+from nplus.stages.grid import Cell, Grid, JobKilledError, _next, crossed, resolve
 
 CONDITIONS = [("baseline", ()), ("no KL", ("ppo.kl_coef=0",)), ("wide", ("reward.epochs=2",))]
 
@@ -33,7 +34,9 @@ from nplus.runs import RunRoot
 
 def run(config, where):
     began, told = time.monotonic(), where.parent.parent
-    if (told / "refuse").exists():
+    where.parent.mkdir(exist_ok=True)
+    where.with_suffix(".log").touch()
+    if (told / "refuse").exists() or (told / f"refuse-{config.seed}").exists():
         raise InputError("posts.jsonl: no such file")
     (told / f"pid-{os.getpid()}").touch()
     time.sleep(60 if (told / "hang").exists() else 0.15)
@@ -73,15 +76,22 @@ def told(entries):
 
 
 def test_side_by_side_comes_to_what_one_by_one_comes_to(tmp_path, runner):
-    seeds = []
-    entries = open_grid(tmp_path).run(configs_of(3), runner, jobs=2, on_seed=seeds.append)
+    rounds = []
+    grid = open_grid(tmp_path)
+
+    def done():
+        return [name for (name, _), e in grid.entries.items() if e.status in ("complete", "failed")]
+
+    entries = grid.run(
+        configs_of(3), runner, jobs=2, on_round=lambda: rounds.append(Counter(done()))
+    )
     alone = open_grid(tmp_path, "h").run(configs_of(3), runner)
     assert told(entries) == told(alone)
     assert [e.cell for e in entries if e.status == "failed"] == [Cell("wide", CONDITIONS[2][1], 1)]
     failed = next(e for e in entries if e.status == "failed")
     assert failed.error == "FloatingPointError: loss is NaN at update 3"
     assert "in run" in failed.traceback
-    assert sorted(seeds) == [1, 2, 3]
+    assert [sum(count == 3 for count in seen.values()) for seen in rounds] == [1, 2, 3]
 
     rows = [line.split() for line in (tmp_path / "spans").read_text().splitlines()]
     spans = [(int(s), float(a), float(b), int(n), int(pid)) for s, a, b, n, pid in rows]
@@ -113,12 +123,12 @@ def test_as_many_jobs_as_seeds_or_cores_on_a_cpu_and_one_elsewhere(monkeypatch):
 
 def test_a_killed_job_is_one_message_and_the_rest_is_kept(tmp_path, runner):
     (tmp_path / "kill").touch()
-    with pytest.raises(InputError, match=r"a job was killed.*fewer --jobs than 2"):
+    with pytest.raises(JobKilledError, match=r"a job was killed.*fewer --jobs than 2"):
         open_grid(tmp_path).run(configs_of(2), runner, jobs=2)
     rows = json.loads((tmp_path / "g" / "grid.json").read_text())["cells"]
     state = {(row["name"], row["seed"]): row["status"] for row in rows}
     assert state["baseline", 1] == state["baseline", 2] == "complete"
-    assert state["no KL", 2] == "running"
+    assert state["no KL", 2] == "interrupted"
 
     (tmp_path / "kill").unlink()
     skipped = []
@@ -136,10 +146,45 @@ def test_bad_input_leaves_nothing(tmp_path, runner):
     assert not (tmp_path / "g").exists()
 
 
+def test_bad_input_of_one_seed_waits_for_the_other(tmp_path, runner):
+    """What the other has done is kept, and the bad one is then a cell that failed."""
+    (tmp_path / "refuse-1").touch()
+    entries = open_grid(tmp_path).run(configs_of(2), runner, jobs=2)
+    told = {(e.cell.name, e.cell.seed): e for e in entries}
+    assert told["baseline", 1].error == "InputError: posts.jsonl: no such file"
+    assert [told[name, 2].status for name, _ in CONDITIONS] == ["complete"] * 3
+
+
+def test_an_interrupt_ends_the_jobs_at_once(tmp_path, runner):
+    """Of the grid's process alone; from a keyboard all of them get it."""
+    (tmp_path / "hang").touch()
+    parent = _grid_process(tmp_path)
+    try:
+        pids = _wait_for(lambda: list(tmp_path.glob("pid-*")), count=2)
+        parent.send_signal(signal.SIGINT)
+        assert parent.wait(20) != 0
+    finally:
+        parent.kill()
+    assert not [p for p in pids if _alive(int(p.name[4:]))]
+    state = json.loads((tmp_path / "g" / "grid.json").read_text())
+    assert [row["status"] for row in state["cells"]] == ["interrupted"] * 2
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux who is alive")
 def test_jobs_end_with_the_grid(tmp_path, runner):
     """A job that outlived its grid would write beside the one that takes its place."""
     (tmp_path / "hang").touch()
+    parent = _grid_process(tmp_path)
+    try:
+        pids = _wait_for(lambda: list(tmp_path.glob("pid-*")), count=2)
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    _wait_for(lambda: [p for p in pids if not _alive(int(p.name[4:]))], count=2)
+
+
+def _grid_process(tmp_path):
+    """A grid of two cells side by side, in `tmp_path/g`."""
     script = tmp_path / "main.py"
     script.write_text(
         "from pathlib import Path\n"
@@ -150,13 +195,7 @@ def test_jobs_end_with_the_grid(tmp_path, runner):
         "    configs = resolve(crossed([('a', ())], 2), lambda _: recipe('toy:tiny'))\n"
         "    Grid.open(Path('g'), 'ablate', 'toy:tiny').run(configs, slow_road.run, jobs=2)\n"
     )
-    parent = subprocess.Popen([sys.executable, script.name], cwd=tmp_path)
-    try:
-        pids = _wait_for(lambda: list(tmp_path.glob("pid-*")), count=2)
-    finally:
-        parent.send_signal(signal.SIGKILL)
-        parent.wait()
-    _wait_for(lambda: [p for p in pids if not _alive(int(p.name[4:]))], count=2)
+    return subprocess.Popen([sys.executable, script.name], cwd=tmp_path)
 
 
 def _wait_for(found, count, seconds=60):

@@ -15,7 +15,7 @@ from nplus.data.sources import load_comparisons
 from nplus.models.lm import model_inputs, sequence_logits
 from nplus.models.scalar import ScalarModel
 from nplus.records import Comparison, Completion, InputError, Judgement, Sample, read_records
-from nplus.runs import RunRoot
+from nplus.runs import RunRoot, alone_in
 from nplus.stages import ppo as ppo_stage
 from nplus.stages import sft as sft_stage
 from nplus.stages.copying import CopyGateError
@@ -481,3 +481,9 @@ def test_scores_do_not_depend_on_sharing_the_query(finished):
         assert other == pytest.approx(one, abs=1e-4)
         alone = model.scores(*text_batch(codec, [(row.query, row.responses[1])]))
         assert one[1] == pytest.approx(float(alone.detach()), abs=1e-4)
+
+
+def test_two_runs_in_one_directory_are_refused(finished, road_config, drive, monkeypatch):
+    monkeypatch.setattr("nplus.runs.lock.PATIENCE", 0.1)
+    with alone_in(finished.path), pytest.raises(InputError, match="another nplus process"):
+        drive(road_config(), finished.path)

@@ -156,7 +156,7 @@ def _run(
     write: Write,
     jobs: int | None,
 ) -> None:
-    """Run the grid, writing its tables after every seed; exit code 1 when no cell has a result."""
+    """Run the grid, writing its tables as it goes; exit code 1 when no cell has a result."""
     from nplus.cli.run import require_file
     from nplus.records import InputError
 
@@ -167,20 +167,32 @@ def _run(
     from rich.console import Console
 
     from nplus.runs import key_of
+    from nplus.stages.grid import JobKilledError
     from nplus.stages.road import VERSIONS, preflight
 
     for model in {(c.model, c.tokenizer): c for c in configs.values()}.values():
         preflight(model)
     console = Console()
     jobs = jobs or _jobs_for(configs)
-    entries = grid.run(
-        configs,
-        _run_here if jobs == 1 else _run_apart,
-        jobs=jobs,
-        version=key_of(VERSIONS),
-        on_cell=_announce(console, list(configs)),
-        on_seed=lambda _: _write_so_far(grid, configs, write),
-    )
+
+    def write_so_far() -> None:
+        write(grid, [grid.entries[cell.name, cell.seed] for cell in configs])
+
+    try:
+        entries = grid.run(
+            configs,
+            _run_here if jobs == 1 else _run_apart,
+            jobs=jobs,
+            version=key_of(VERSIONS),
+            on_cell=_announce(console, list(configs)),
+            on_round=write_so_far,
+        )
+    except (KeyboardInterrupt, JobKilledError) as stopped:
+        write_so_far()
+        if isinstance(stopped, KeyboardInterrupt):
+            raise
+        typer.echo(f"nplus: {stopped}", err=True)
+        raise typer.Exit(1) from None
     sheet = write(grid, entries)
     _show(sheet, grid.path / PAGES[grid.kind], console)
     if not any(entry.status == "complete" for entry in entries):
@@ -210,10 +222,6 @@ def _run_apart(config: RunConfig, where: Path) -> RunRoot:
     where.parent.mkdir(parents=True, exist_ok=True)
     with where.with_suffix(".log").open("a", encoding="utf-8") as log:
         return run_road(config, where, console=Console(file=log))
-
-
-def _write_so_far(grid: Grid, configs: Mapping[Cell, RunConfig], write: Write) -> None:
-    write(grid, [grid.entries[cell.name, cell.seed] for cell in configs])
 
 
 def _announce(console: Console, cells: Sequence[Cell]) -> Callable[[Entry, str], None]:

@@ -42,6 +42,7 @@ class Effect:
     posts: int = 0
     """Posts judged in every run; 0 for a measure that has one value a run."""
     boot_low: float | None = None
+    """None for a measure without posts, and with fewer than two seeds."""
     boot_high: float | None = None
 
 
@@ -109,7 +110,7 @@ def outcome_effect(
         tuple(difference_S.tolist()),
         tuple(seeds),
         len(posts),
-        *over_seeds_and_posts(difference_SP, level=level),
+        *(over_seeds_and_posts(difference_SP, level=level) if seeds[1:] else (None, None)),
     )
 
 

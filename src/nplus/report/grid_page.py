@@ -87,8 +87,13 @@ def ablation_sheet(data: Mapping[str, Any]) -> Sheet:
 
 def _ablation_notes(data: Mapping[str, Any]) -> list[str]:
     posts = max((c["win_rate"]["posts"] for c in data["conditions"] if c["win_rate"]), default=0)
-    clear = sum(_clear(c["win_rate"]) for c in data["conditions"])
-    count = len(data["conditions"])
+    bounded = [c["win_rate"] for c in data["conditions"] if ends(c["win_rate"])[1] is not None]
+    clear, count = sum(map(_clear, bounded)), len(bounded)
+    chance = (
+        f"{clear} of {count} intervals of the win rate leave out 0. They are not corrected for "
+        f"their number: without any effect, about one in twenty would ({0.05 * count:.1f} here)."
+    )
+    alone = "One seed has no interval: it shows nothing that another would not undo."
     return [
         "Differences are condition minus baseline, paired by seed (and win rates by post), with "
         "95% t intervals over seeds: one training run is one observation, so they hold for other "
@@ -96,8 +101,7 @@ def _ablation_notes(data: Mapping[str, Any]) -> list[str]:
         "the first temperature of `evaluate.temperatures`. KL, length through EOS and EOS rate: "
         "the trained policy on the same posts at the last temperature, without dropout and with "
         "both policies at that temperature, whatever a condition trains with.",
-        f"{clear} of {count} intervals of the win rate leave out 0. They are not corrected for "
-        f"their number: without any effect, about one in twenty would ({0.05 * count:.1f} here).",
+        chance if bounded else alone,
         "The bootstrap of the win rate draws seeds and posts anew, so it speaks of other posts "
         "too; with fewer than about ten seeds it is too narrow.",
         "A seed counts where both runs are complete. A setting that makes runs fail is judged by "
@@ -180,12 +184,13 @@ def _of(done: int, asked: int) -> str:
 
 
 def _failures(data: Mapping[str, Any]) -> tuple[str, ...]:
-    """A line for the cells that failed alike, for each interrupted one, and for those that wait."""
+    """A line for the cells of a name that failed alike or are under way, one for those that wait."""
     alike: dict[tuple[str, str], list[str]] = {}
     for cell in data["cells"]:
-        if cell["status"] in ("failed", "running"):
-            what = {"failed": f"failed: {_short(cell['error'])}", "running": "interrupted"}
-            alike.setdefault((cell["name"], what[cell["status"]]), []).append(str(cell["seed"]))
+        status = cell["status"]
+        if status in ("failed", "running", "interrupted"):
+            what = f"failed: {_short(cell['error'])}" if status == "failed" else status
+            alike.setdefault((cell["name"], what), []).append(str(cell["seed"]))
     lines = [
         f"{name}, seed{'s' if seeds[1:] else ''} {', '.join(seeds)}: {what}"
         for (name, what), seeds in alike.items()

@@ -69,7 +69,7 @@ class Pipeline:
         key = key_of(name, version, config, self.seed, resolved)
         where = self.root.stage(name, key)
         self.keys[name], self.dirs[name] = key, where
-        new_root, new_stage = not self.root.path.exists(), not where.path.exists()
+        new_root, new_stage = not self.root.index_path.exists(), not where.path.exists()
         self._index()
         if where.complete(key):
             self.on_stage(name, where, "skip")
@@ -101,7 +101,7 @@ class Pipeline:
             if new_stage:
                 shutil.rmtree(where.path)
             if new_root:
-                shutil.rmtree(self.root.path)
+                self.root.forget()
             raise
         except BaseException as error:
             failed = replace(

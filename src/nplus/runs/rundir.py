@@ -11,6 +11,7 @@ runs/<name>/against-<key8>/          completions from elsewhere, set against the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from nplus.records import InputError
+from nplus.runs.lock import is_vacant
 from nplus.runs.manifest import Manifest, write_json
 
 
@@ -208,7 +210,7 @@ class RunRoot:
         """Refuse a directory that holds anything else; nothing is written by this check."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; name another directory with --out")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if is_vacant(self.path):
             return
         if not self.index_path.is_file():
             raise InputError(
@@ -220,6 +222,12 @@ class RunRoot:
                 f"{self.path}: holds a run of recipe {found!r}, not {recipe!r}; "
                 "name another directory with --out"
             )
+
+    def forget(self) -> None:
+        """Undo the first `write_index`: no index, and no directory where nothing else is in it."""
+        self.index_path.unlink()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def write_index(
         self, recipe: str, config: Mapping[str, Any], stages: Mapping[str, str]

@@ -24,9 +24,15 @@ from nplus.config import RunConfig
 from nplus.config.batch_plan import batch_plan
 from nplus.config.load import load_config
 from nplus.records import InputError
-from nplus.runs import RunRoot, StageDir, content_hash, key_of
+from nplus.runs import RunRoot, StageDir, alone_in, key_of
+from nplus.runs.lock import is_vacant
 from nplus.runs.manifest import write_json
+from nplus.stages.road import outside_inputs
 from nplus.stages.workers import Attempt, Runner, attempt, workers
+
+
+class JobKilledError(RuntimeError):
+    """A process in which a cell ran is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ class Entry:
     key: str
     """Hash of everything the cell's result depends on."""
     status: str = "pending"
-    """pending, running (or killed while running), complete or failed."""
+    """pending, running, interrupted, complete or failed; killed at once, it says running still."""
     error: str = ""
     traceback: str = ""
     seconds: float = 0.0
@@ -78,6 +84,8 @@ def resolve(
 
     One `InputError` names every cell whose settings are wrong.
     """
+    if any(text.partition("=")[0].strip() == "seed" for text in sets):
+        raise InputError("--set seed: every cell has a seed of its own; say how many with --seeds")
     found: dict[Cell, RunConfig] = {}
     problems: dict[str, str] = {}
     for cell in cells:
@@ -117,24 +125,29 @@ class Grid:
         grid = cls(path, kind, recipe)
         if path.exists() and not path.is_dir():
             raise InputError(f"{path}: is a file; name another directory with --out")
-        if not path.exists() or not any(path.iterdir()):
+        if is_vacant(path):
             return grid
         if not grid.index_path.is_file():
             raise InputError(
                 f"{path}: holds files that are not a grid; name another directory with --out"
             )
-        state = json.loads(grid.index_path.read_text(encoding="utf-8"))
+        state = grid._read()
         if (state["kind"], state["recipe"]) != (kind, recipe):
             raise InputError(
                 f"{path}: holds the grid of `nplus {state['kind']}` for recipe "
                 f"{state['recipe']!r}; name another directory with --out"
             )
-        for row in state["cells"]:
-            cell = Cell(row.pop("name"), tuple(row.pop("sets")), row.pop("seed"))
-            grid.entries[cell.name, cell.seed] = Entry(cell, **row)
         for folder in filter(Path.is_dir, path.glob("seed-*")):
             RunRoot(folder).open(recipe)
         return grid
+
+    def _read(self) -> dict[str, Any]:
+        """What `grid.json` says, its cells as `entries`."""
+        state: dict[str, Any] = json.loads(self.index_path.read_text(encoding="utf-8"))
+        for row in state["cells"]:
+            cell = Cell(row.pop("name"), tuple(row.pop("sets")), row.pop("seed"))
+            self.entries[cell.name, cell.seed] = Entry(cell, **row)
+        return state
 
     def root(self, seed: int) -> RunRoot:
         """The run directory that all cells of a seed share."""
@@ -153,51 +166,84 @@ class Grid:
         jobs: int = 1,
         version: str = "",
         on_cell: Callable[[Entry, str], None] = lambda entry, state: None,
-        on_seed: Callable[[int], None] = lambda seed: None,
+        on_round: Callable[[], None] = lambda: None,
     ) -> list[Entry]:
         """Run every cell that is not complete; the entries of `configs`, seed by seed.
 
         One job runs them in that order. Several run side by side in processes of their own, never
         two of a seed; `runner` must then be picklable. `version` is what a result depends on
-        beside the config. `on_cell` is told `(entry, "run" | "skip" | "done")`, `on_seed` each seed
-        of which a cell has run, after its last cell. An exception of a cell is its result and the
-        grid goes on, but for KeyboardInterrupt and for an InputError before any stage of the grid
-        is complete.
+        beside the config. `on_cell` is told `(entry, "run" | "skip" | "done")`; `on_round` is
+        called when the last cell of a seed has ended, with several jobs the last of a name.
+
+        An exception of a cell is its result and the grid goes on, but for KeyboardInterrupt and
+        for an InputError before any stage of the grid is complete. Raises JobKilledError when a
+        process dies, and InputError when another process runs this grid.
         """
-        fresh = not self.index_path.exists()
-        order = sorted(configs, key=lambda cell: cell.seed)
-        for cell in order:
-            entry = Entry(cell, cell_key(configs[cell], version))
-            if not self._kept(entry):
-                self.entries[cell.name, cell.seed] = entry
+        with alone_in(self.path):
+            fresh = not self.index_path.exists()
+            if not fresh:
+                self._read()  # another process may have gone on with it since it was opened
+            order = sorted(configs, key=lambda cell: cell.seed)
+            for cell in order:
+                entry = Entry(cell, cell_key(configs[cell], version))
+                if not self._kept(entry):
+                    self.entries[cell.name, cell.seed] = entry
+            try:
+                self._run_cells(order, configs, runner, jobs, fresh, on_cell, on_round)
+            except BaseException:
+                self._interrupt()
+                raise
+        return [self.entries[cell.name, cell.seed] for cell in order]
+
+    def _run_cells(
+        self,
+        order: Sequence[Cell],
+        configs: Mapping[Cell, RunConfig],
+        runner: Runner,
+        jobs: int,
+        fresh: bool,
+        on_cell: Callable[[Entry, str], None],
+        on_round: Callable[[], None],
+    ) -> None:
         waiting = list(order)
         running: dict[Future[Attempt], Cell] = {}
-        ran: set[int] = set()
+        refused: dict[Cell, Attempt] = {}
+        """Bad input while nothing had worked: the end, unless one of those beside it works."""
         with workers(jobs) as executor:
-            try:
-                while waiting or running:
-                    while len(running) < jobs and (cell := _next(waiting, running.values(), jobs)):
-                        waiting.remove(cell)
-                        if self._begin(cell, on_cell):
-                            where = self.root(cell.seed).path
-                            running[executor.submit(attempt, runner, configs[cell], where)] = cell
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        cell = running.pop(future)
-                        self._end(cell, configs[cell], future.result(), fresh)
-                        on_cell(self.entries[cell.name, cell.seed], "done")
-                        ran.add(cell.seed)
-                    under_way = {cell.seed for cell in (*waiting, *running.values())}
-                    for seed in sorted(ran - under_way):
-                        on_seed(seed)
-                    ran &= under_way
-            except BrokenProcessPool as error:
-                raise InputError(
-                    f"{self.path}: a job was killed, perhaps for memory; what is complete is kept: "
-                    f"run the same command again, with fewer --jobs than {jobs}"
-                ) from error
-            finally:
-                executor.shutdown(cancel_futures=True)
-        return [self.entries[cell.name, cell.seed] for cell in order]
+            while waiting or running:
+                while (
+                    not refused
+                    and len(running) < jobs
+                    and (cell := _next(waiting, running.values(), jobs))
+                ):
+                    waiting.remove(cell)
+                    if self._begin(cell, on_cell):
+                        where = self.root(cell.seed).path
+                        running[executor.submit(attempt, runner, configs[cell], where)] = cell
+                ended: dict[Cell, Attempt] = {}
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    cell = running.pop(future)
+                    try:
+                        came = future.result()
+                    except BrokenProcessPool as error:
+                        raise JobKilledError(
+                            f"{self.path}: a job was killed, perhaps for memory; what is complete "
+                            f"is kept: run the same command again, with fewer --jobs than {jobs}"
+                        ) from error
+                    hopeless = came.bad_input and not self._worked(cell.seed, came)
+                    (refused if hopeless else ended)[cell] = came
+                if refused and not running:
+                    if not (ended or self._any_ended()):
+                        self._forget(refused, fresh)
+                        raise InputError(next(iter(refused.values())).error)
+                    ended |= refused
+                    refused.clear()
+                for cell, came in ended.items():
+                    self._end(cell, came)
+                    on_cell(self.entries[cell.name, cell.seed], "done")
+                left = [_round(cell, jobs) for cell in (*waiting, *running.values())]
+                if any(_round(cell, jobs) not in left for cell in ended):
+                    on_round()
 
     def _begin(self, cell: Cell, on_cell: Callable[[Entry, str], None]) -> bool:
         """Whether a cell is to run; if so, it is recorded as running."""
@@ -210,40 +256,44 @@ class Grid:
         self._put(replace(entry, status="running"))
         return True
 
-    def _end(self, cell: Cell, config: RunConfig, came: Attempt, fresh: bool) -> None:
-        """Record how a cell went; InputError for bad input that no stage has got past."""
-        root = self.root(cell.seed)
-        entry = Entry(cell, self.entries[cell.name, cell.seed].key)
-        if came.bad_input and not self._worked(root, config):
-            self._forget(entry, fresh)
-            raise InputError(came.error)
+    def _end(self, cell: Cell, came: Attempt) -> None:
+        """Record how a cell went."""
         self._put(
-            replace(
-                entry,
+            Entry(
+                cell,
+                self.entries[cell.name, cell.seed].key,
                 status="failed" if came.error else "complete",
                 error=f"InputError: {came.error}" if came.bad_input else came.error,
                 traceback=came.traceback,
                 seconds=round(came.seconds, 1),
-                stages=_stages_of(root, config),
+                stages=came.stages,
             )
         )
 
-    def _forget(self, entry: Entry, fresh: bool) -> None:
-        """Bad input leaves a cell as it was, and of a new grid nothing."""
-        self._put(entry)
+    def _forget(self, refused: Iterable[Cell], fresh: bool) -> None:
+        """Bad input leaves its cells as they were, and of a new grid nothing."""
+        for cell in refused:
+            self._put(Entry(cell, self.entries[cell.name, cell.seed].key))
         if fresh:
             self.index_path.unlink()
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
+            for log in self.path.glob("seed-*.log"):
+                log.unlink()
 
-    def _worked(self, root: RunRoot, config: RunConfig) -> bool:
+    def _interrupt(self) -> None:
+        """Record that what was running is not any more."""
+        for entry in list(self.entries.values()):
+            if entry.status == "running":
+                self._put(replace(entry, status="interrupted"))
+
+    def _worked(self, seed: int, came: Attempt) -> bool:
         """Whether any cell has ended, or any stage of this one is complete."""
-        found = _stages_of(root, config).values()
-        manifests = (StageDir(root.path / where).manifest() for where in found)
+        root = self.root(seed)
+        manifests = (StageDir(root.path / where).manifest() for where in came.stages.values())
         done = any(m is not None and m.status == "complete" for m in manifests)
-        return done or any(
-            entry.status in ("complete", "failed") for entry in self.entries.values()
-        )
+        return done or self._any_ended()
+
+    def _any_ended(self) -> bool:
+        return any(entry.status in ("complete", "failed") for entry in self.entries.values())
 
     def _kept(self, entry: Entry) -> bool:
         """Whether what is known of this cell still stands."""
@@ -253,7 +303,7 @@ class Grid:
     def _complete(self, entry: Entry) -> bool:
         root = self.root(entry.cell.seed).path
         there = all((root / where).is_dir() for where in entry.stages.values())
-        return entry.status == "complete" and there
+        return entry.status == "complete" and bool(entry.stages) and there
 
     def _put(self, entry: Entry) -> None:
         self.entries[entry.cell.name, entry.cell.seed] = entry
@@ -273,20 +323,14 @@ def _next(waiting: Sequence[Cell], running: Iterable[Cell], jobs: int) -> Cell |
     return max(free, key=lambda cell: left[cell.seed] if jobs > 1 else 0, default=None)
 
 
+def _round(cell: Cell, jobs: int) -> str | int:
+    """What a cell ends together with: its seed's others, or side by side those of its name."""
+    return cell.seed if jobs == 1 else cell.name
+
+
 def cell_key(config: RunConfig, version: str = "") -> str:
-    """A hash of the settings, of `version`, and of a data file's content."""
-    path = Path(config.data.data).expanduser() if config.data.data else None
-    outside = content_hash(path) if path is not None and path.exists() else ""
-    return key_of(config.model_dump(mode="json"), version, outside)
-
-
-def _stages_of(root: RunRoot, config: RunConfig) -> dict[str, str]:
-    """The directories of the stages that a run of `config` has reached."""
-    if not root.index_path.is_file():
-        return {}
-    index = root.index()
-    ours = index["config"] == config.model_dump(mode="json")
-    return dict(index["stages"]) if ours else {}
+    """A hash of the settings, of `version`, and of the content of data files."""
+    return key_of(config.model_dump(mode="json"), version, outside_inputs(config))
 
 
 def cell_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from nplus.data.tokens import Codec
 from nplus.engines.api import require_judge
 from nplus.models.lm import model_source, require_weights
 from nplus.records import InputError
-from nplus.runs import Pipeline, RunRoot, StageDir, content_hash
+from nplus.runs import Pipeline, RunRoot, StageDir, alone_in, content_hash
 from nplus.stages import data, dpo, evaluate, label, ppo, pretrain, reward, sample, sft
 from nplus.stages.compute import resolve_device
 from nplus.stages.context import Context
@@ -65,7 +65,7 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     return parts
 
 
-def _outside_inputs(config: RunConfig) -> dict[str, str]:
+def outside_inputs(config: RunConfig) -> dict[str, str]:
     """Files the data stage reads, by content, so that a changed file is a changed run."""
     data = config.data
     sources = {"comparisons": data.comparisons.data}
@@ -95,16 +95,24 @@ def run_road(
 ) -> RunRoot:
     """Run every stage of `config` into `out`, up to and including `until`.
 
-    Raises InputError for an unknown stage or an `out` that holds something else, and CopyGateError
-    when SFT copies too few facts for the later stages to mean anything.
+    Raises InputError for an unknown stage and for an `out` that holds something else or that
+    another process works in, and CopyGateError when SFT copies too few facts for the later stages
+    to mean anything.
     """
-    console = console or Console()
     names = config.stage_names()
     if until is not None and until not in names:
         raise InputError(f"unknown stage {until!r}; this recipe has {', '.join(names)}")
     root = RunRoot(out)
     root.open(config.recipe)
     preflight(config)
+    with alone_in(out):
+        _run_stages(root, config, names, until, console or Console())
+    return root
+
+
+def _run_stages(
+    root: RunRoot, config: RunConfig, names: Sequence[str], until: str | None, console: Console
+) -> None:
     device = resolve_device(config.compute)
     disable_progress_bar()  # ours shows the steps; transformers' shows each file
     pipeline = Pipeline(
@@ -130,7 +138,7 @@ def run_road(
     for name in names:
         inputs = {role: role for role in INPUTS.get(name, ()) if role in names}
         if name == "data":
-            inputs = _outside_inputs(config)
+            inputs = outside_inputs(config)
         pipeline.run(
             name, stage_config(name, config), stages[name], version=VERSIONS[name], inputs=inputs
         )
@@ -138,7 +146,6 @@ def run_road(
             require_copying(pipeline.dirs["sft"], config.sft.copy_gate)
         if name == until:
             break
-    return root
 
 
 def _announce(console: Console, config: RunConfig) -> Callable[[str, StageDir, str], None]:

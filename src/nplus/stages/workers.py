@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ class Attempt:
     """How one cell went."""
 
     seconds: float
+    stages: Mapping[str, str] = field(default_factory=dict)
+    """Stage name to directory name, of the stages that the cell reached."""
     error: str = ""
     """Empty when it came through."""
     traceback: str = ""
@@ -36,29 +39,50 @@ def attempt(runner: Runner, config: RunConfig, where: Path) -> Attempt:
     """Run one cell; any exception but an interrupt becomes its outcome."""
     began = time.monotonic()
     try:
-        runner(config, where)
+        root = runner(config, where)
     except Exception as raised:
         bad = isinstance(raised, InputError)
         return Attempt(
             time.monotonic() - began,
+            _reached(RunRoot(where), config),
             str(raised) if bad else f"{type(raised).__name__}: {raised}",
             traceback.format_exc(),
             bad,
         )
-    return Attempt(time.monotonic() - began)
+    return Attempt(time.monotonic() - began, dict(root.index()["stages"]))
 
 
-def workers(jobs: int) -> Executor:
+def _reached(root: RunRoot, config: RunConfig) -> dict[str, str]:
+    """The stages that a failed run of `config` got to, if it got so far as to say so."""
+    if not root.index_path.is_file():
+        return {}
+    index = root.index()  # of another cell of the seed, where this one failed at once
+    return dict(index["stages"]) if index["config"] == config.model_dump(mode="json") else {}
+
+
+@contextlib.contextmanager
+def workers(jobs: int) -> Iterator[Executor]:
     """An executor of `jobs` processes that share the cores; one job needs no process.
 
     Each runs torch on its part of the cores, which a model of a few million parameters uses better
-    than one process uses them all.
+    than one process uses them all. An exception in the block ends what is running.
     """
     if jobs == 1:
-        return _Here()
+        yield _Here()
+        return
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, spawn, initializer=_begin, initargs=(threads,))
+    before = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
+    )
+    try:
+        yield executor
+    except BaseException:
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 class _Here(Executor):
