@@ -198,9 +198,7 @@ def test_every_wrong_cell_is_named_before_work():
 
 def test_the_cell_has_the_last_word_and_the_seed_is_its_own():
     cells = crossed([("a", ["ppo.kl_coef=0.3"])], 2)
-    configs = resolve(
-        cells, lambda _: recipe("toy:tiny"), sets=["ppo.kl_coef=0.2", "ppo.lam=0.5"]
-    )
+    configs = resolve(cells, lambda _: recipe("toy:tiny"), sets=["ppo.kl_coef=0.2", "ppo.lam=0.5"])
     found = [(c.seed, c.ppo.kl_coef, c.ppo.lam) for c in configs.values()]
     assert found == [(1, 0.3, 0.5), (2, 0.3, 0.5)]
     assert list(configs) == [Cell("a", ("ppo.kl_coef=0.3",), 1), Cell("a", ("ppo.kl_coef=0.3",), 2)]

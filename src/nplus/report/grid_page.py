@@ -184,7 +184,7 @@ def _of(done: int, asked: int) -> str:
 
 
 def _failures(data: Mapping[str, Any]) -> tuple[str, ...]:
-    """A line for the cells of a name that failed alike or are under way; one for the waiting."""
+    """A line for the cells of a name that failed alike or are under way; one for those waiting."""
     alike: dict[tuple[str, str], list[str]] = {}
     for cell in data["cells"]:
         status = cell["status"]
