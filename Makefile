@@ -15,7 +15,7 @@ PEERS := .venv-peers
 PEER_NAMES := trl-1.12.0 trl-current
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart smollm test test-all test-peers details lint format types hooks
+.PHONY: help venv quickstart smollm test test-all test-peers bench details lint format types hooks
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,18 +47,22 @@ details: $(INSTALLED)  ## Write docs/details.md and which tests hold which detai
 test-peers: $(INSTALLED) $(PEER_NAMES:%=$(PEERS)/%/.installed)  ## The numbers against installed TRL
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=10 -m peers tests/peers
 
+bench: $(INSTALLED) $(PEERS)/trl-1.12.0/.installed  ## Speed against other systems, in turns
+	$(BIN)/python benchmarks/ppo_update.py --shape A
+	$(BIN)/python benchmarks/ppo_update.py --shape B
+
 $(PEERS)/%/.installed: tests/peers/requirements-%.txt
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/pip install --quiet $(PIP_FLAGS) -r $<
 	touch $@
 
 lint: $(INSTALLED)  ## ruff check and format check
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 
 format: $(INSTALLED)  ## Let ruff mend what it can
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
 
 types: $(INSTALLED)  ## mypy --strict where it is required
 	$(BIN)/mypy

@@ -90,14 +90,17 @@ def collect(
     old_logprobs: str = "trainer",
     tempered: Collection[str] = ("old", "reference"),
     stop_token: str = "eos",
+    on_sampled: Callable[[], None] = lambda: None,
 ) -> Rollout:
     """Sample one response per prompt row and score it.
 
     Detail E6: old log-probs come from a forward of the training path (`trainer`) or are the
     sampler's. Detail E5: both they and the reference's are tempered, unless left out of `tempered`.
-    Detail E7: `stop_token="none"` scores and keeps what follows EOS.
+    Detail E7: `stop_token="none"` scores and keeps what follows EOS. `on_sampled` is called between
+    sampling and scoring.
     """
     generation = generate(engine, prompts, sampling, noise_BR, size=size)
+    on_sampled()
     generation = trimmed(generation) if stop_token == "eos" else untruncated(generation)
     heat = {
         name: sampling.temperature if name in tempered else None for name in ("old", "reference")

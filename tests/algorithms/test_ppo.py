@@ -282,7 +282,7 @@ def test_the_loss_that_an_update_descends(normalise, rows, pg, vf):
     update(
         micros,
         counts=lambda micro: ppo.counts(micro[1]),
-        objective=objective,
+        objectives=[objective],
         optimizers=[optimizer],
         normalise=normalise,
     )

@@ -53,26 +53,26 @@ def test_at_the_start_the_loss_is_ln_2_and_no_pair_is_right(tiny_causal):
 
 @pytest.mark.detail("D9")
 def test_the_query_contributes_nothing_but_context(tiny_causal):
-    # The gradient of the loss reaches no logit that predicts a query token.
+    # The gradient of the loss reaches no state that predicts a query token.
     model, batch = tiny_causal(), pair_batch(ROWS, pad_id=PAD)
     seen = {}
 
-    def watch(module, args, logits):
-        logits.retain_grad()
-        seen["logits"] = logits
+    def watch(module, args, output):
+        if output.last_hidden_state.requires_grad:
+            output.last_hidden_state.retain_grad()
+            seen["states"] = output.last_hidden_state
 
-    keep = model.get_output_embeddings().register_forward_hook(watch)
+    keep = model.base_model.register_forward_hook(watch)
     logprobs_2N = sequence_logprobs(model, *stacked(batch))
     keep.remove()
     _, loss = preference.objective(logprobs_2N, logprobs_2N.detach(), batch, DPOConfig()).terms[
         "train"
     ]
     loss.sum.backward()
-    first = batch.chosen_NT.shape[1] - seen["logits"].shape[1]  # column of the first logits
-    moved = seen["logits"].grad.abs().sum(-1) > 0
+    moved = seen["states"].grad.abs().sum(-1) > 0
     for row, pair in enumerate([*ROWS, *ROWS]):
         response = pair.chosen if row < len(ROWS) else pair.rejected
-        start = len(pair.query) - 1 - first
+        start = len(pair.query) - 1
         expected = torch.zeros_like(moved[row])
         expected[start : start + len(response)] = True
         assert torch.equal(moved[row], expected)

@@ -212,7 +212,8 @@ def kept_bytes(model: torch.nn.Module, tokens_BT: torch.Tensor, autocast: bool) 
 
 
 @pytest.mark.parametrize(
-    ("autocast", "attention"), [(False, "sdpa"), (True, "sdpa"), (False, "eager")]
+    ("autocast", "attention"),
+    [(False, "sdpa"), (True, "sdpa"), (False, "eager"), (False, "batched")],
 )
 def test_activations_are_about_what_autograd_keeps(autocast, attention):
     model = build_toy("1M", vocab_size=300, eos_id=0, pad_id=1, seed=0).base_model

@@ -149,7 +149,7 @@ def test_log_probs_are_those_of_teacher_forcing(engine, network, stop):
 
 
 @pytest.mark.detail("B6")
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("attn", ["sdpa", "eager", "batched"])
 @pytest.mark.parametrize("extra", [0, 3, 20])
 def test_left_padding_changes_nothing(engine, network, extra, attn):
     # Detail B6. One long row keeps the others' padding from being trimmed away.

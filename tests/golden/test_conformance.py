@@ -383,7 +383,7 @@ def test_item_6_micro_batches_of_one_row_as_in_the_paper():
         update(
             micros,
             counts=supervised.counts,
-            objective=objective,
+            objectives=[objective],
             optimizers=[optimizer],
             normalise=normalise,
         )

@@ -7,13 +7,12 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from nplus.config.model import ModelConfig
+from nplus.models.files import load_causal_lm, model_source, save_causal_lm
 from nplus.models.lm import (
-    load_causal_lm,
-    model_source,
+    plain_head,
     position_ids,
     response_logits,
     response_logprobs,
-    save_causal_lm,
     sequence_logits,
     set_dropout,
 )
@@ -40,7 +39,7 @@ def test_positions_count_the_real_tokens_before():
 
 
 @pytest.mark.detail("A7", "B6")
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("attn", ["sdpa", "eager", "batched"])
 @pytest.mark.parametrize(("left", "right"), [(0, 0), (3, 0), (20, 0), (0, 4), (20, 4)])
 def test_padding_reaches_no_real_logit(causal, attn, left, right):
     # Details A7, B6: neither how much padding there is nor what ids lie in it.
@@ -53,7 +52,7 @@ def test_padding_reaches_no_real_logit(causal, attn, left, right):
             assert torch.allclose(logits[0, left : left + len(TEXT)], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("attn", ["sdpa", "eager", "batched"])
 def test_padding_gives_no_nan_gradient(causal, attn):
     causal.set_attn_implementation(attn)
     tokens_BT, mask_BT = padded(6)
@@ -275,3 +274,40 @@ def test_smollm_speaks(tmp_path, monkeypatch):
     stamp = (source / "model.safetensors").stat().st_mtime_ns
     assert model_source(config) == source
     assert (source / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+# --- the plain head -----------------------------------------------------------------------------
+
+
+def test_a_plain_head_gives_what_the_logits_give(causal, monkeypatch):
+    assert plain_head(causal) is causal.get_output_embeddings()
+    assert "nplus_head" not in causal.state_dict()
+    with torch.no_grad():
+        found = response_logprobs(causal, *padded(3), 4, temperature=0.7)
+        monkeypatch.setattr(causal, "nplus_head", (None,))
+        expected = response_logprobs(causal, *padded(3), 4, temperature=0.7)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_head_that_is_more_than_a_layer_is_not_plain(causal):
+    config = causal.config.to_dict()
+    other = type(causal)(type(causal.config)(**config))
+    other.config.model_type = "unheard_of"
+    assert plain_head(other) is None
+
+    class Capped(type(causal)):
+        def forward(self, *args, **options):
+            found = super().forward(*args, **options)
+            found.logits = 3.0 * torch.tanh(found.logits / 3.0)
+            return found
+
+    capped = Capped(type(causal.config)(**config))
+    capped.load_state_dict(causal.state_dict())
+    assert plain_head(capped) is None
+    assert capped.training
+    with torch.no_grad():
+        found, _ = response_logprobs(capped.eval(), *padded(3), 4, temperature=None)
+        logits = capped(torch.tensor([TEXT])).logits[0].log_softmax(-1)
+    at = range(len(TEXT) - 4, len(TEXT))
+    assert found[0].tolist() == pytest.approx([logits[t - 1, TEXT[t]].item() for t in at], abs=1e-4)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from nplus.models.lm import save_causal_lm
+from nplus.models.files import save_causal_lm
 from nplus.models.scalar import ScalarModel
 from nplus.models.toy import build_toy
 from nplus.records import InputError

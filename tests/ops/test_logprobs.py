@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from nplus.ops.logprobs import TEMPERATURE_EPS, entropy_from_logits, gather_logprobs
+from nplus.ops import logprobs
+from nplus.ops.logprobs import (
+    TEMPERATURE_EPS,
+    entropy_from_logits,
+    gather_logprobs,
+    head_logprobs,
+)
 
 TEMPERATURES = [None, 0.7, 1.0, 0.01]
 
@@ -76,3 +82,79 @@ def test_gradient_is_one_hot_minus_softmax():
     expected = [((i == 2) - p[i]) / 0.5 for i in range(3)]
     assert logits.grad is not None
     assert logits.grad.flatten().tolist() == pytest.approx(expected, rel=1e-4)
+
+
+# --- the head, its logits a few rows at a time ------------------------------------------------
+
+
+def head(rows=11, width=6, vocabulary=23, bias=True, dtype=torch.float64):
+    g = torch.Generator().manual_seed(1)
+    hidden = torch.randn(rows, width, generator=g, dtype=dtype)
+    weight = torch.randn(vocabulary, width, generator=g, dtype=dtype)
+    shift = torch.randn(vocabulary, generator=g, dtype=dtype) if bias else None
+    tokens = torch.randint(vocabulary, (rows,), generator=g)
+    return hidden, weight, shift, tokens
+
+
+@pytest.mark.parametrize("size", [1, 4, 11, 64])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_a_head_by_pieces_is_the_head_at_once(monkeypatch, size, bias, temperature):
+    monkeypatch.setattr(logprobs, "_rows_at_a_time", lambda vocabulary, device: size)
+    hidden, weight, shift, tokens = head(bias=bias)
+    leaves = [x.requires_grad_() for x in (hidden, weight, shift) if x is not None]
+    up = torch.linspace(-2, 3, len(hidden), dtype=torch.float64)
+
+    found, entropy = head_logprobs(hidden, weight, shift, tokens, temperature=temperature)
+    gradients = torch.autograd.grad(found @ up, leaves)
+
+    logits = torch.nn.functional.linear(hidden, weight, shift)[None]
+    expected = gather_logprobs(logits, tokens[None], temperature=temperature)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        entropy, entropy_from_logits(logits, temperature=temperature)[0], rtol=1e-9, atol=1e-9
+    )
+    assert not entropy.requires_grad
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected @ up, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_a_head_without_rows():
+    hidden, weight, shift, tokens = head(rows=0)
+    hidden.requires_grad_()
+    found, entropy = head_logprobs(hidden, weight, shift, tokens)
+    found.sum().backward()
+    assert (len(found), len(entropy), hidden.grad.shape) == (0, 0, (0, 6))
+
+
+def test_under_autocast_only_products_are_in_bfloat16():
+    hidden, weight, _, tokens = head(bias=False, dtype=torch.float32)
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = head_logprobs(hidden, weight, None, tokens, temperature=0.7)
+        logits = torch.nn.functional.linear(hidden, weight)
+        expected = gather_logprobs(logits[None], tokens[None], temperature=0.7)[0]
+    assert logits.dtype == torch.bfloat16
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+    ours = torch.autograd.grad(found.sum(), leaves)
+    theirs = torch.autograd.grad(expected.sum(), leaves)
+    assert [g.dtype for g in ours] == [torch.float32] * 2
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.05)
+
+
+def test_what_autograd_keeps_does_not_grow_with_the_vocabulary():
+    def kept(vocabulary):
+        hidden, weight, _, tokens = head(rows=64, vocabulary=vocabulary, bias=False)
+        sizes = []
+
+        def pack(x):
+            sizes.append(0 if x is weight else x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            head_logprobs(hidden.requires_grad_(), weight.requires_grad_(), None, tokens)
+        return sum(sizes)
+
+    assert kept(20) == kept(2_000)

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
 from nplus.data.tokens import train_bpe
-from nplus.models.lm import save_causal_lm, set_dropout
+from nplus.models.files import save_causal_lm
+from nplus.models.lm import set_dropout
 from nplus.models.scalar import ScalarModel
 from nplus.models.toy import toy_config
 

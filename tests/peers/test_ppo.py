@@ -177,13 +177,16 @@ class Ours:
 
     def train(self, batch, step):
         """All optimiser steps of an update, in the peer's permutations."""
-        cfg, told = self.cfg, ppo.objective
+        cfg = self.cfg
 
-        def objective(*args):
-            found = told(*args)
-            for name, (_, mean) in found.terms.items():
-                self.losses[name].append(mean.sum / mean.count)
-            return found
+        def told(objective):
+            def tell(*args):
+                found = objective(*args)
+                for name, (_, mean) in found.terms.items():
+                    self.losses[name].append(mean.sum / mean.count)
+                return found
+
+            return tell
 
         orders = self.found["b_inds"][step * cfg.num_ppo_epochs :]
         updates = cfg.total_episodes // cfg.batch_size
@@ -191,7 +194,8 @@ class Ours:
             optimizer.set_factor(schedule(cfg.optim.lr_scheduler_type, step, updates))
         with self.monkeypatch.context() as patch:
             patch.setattr(stage, "epoch_order", lambda seed, name, epoch, n: orders[epoch].numpy())
-            patch.setattr(ppo, "objective", objective)
+            for name in ("policy_objective", "value_objective"):
+                patch.setattr(ppo, name, told(getattr(ppo, name)))
             metrics, _ = stage.train_on(
                 batch, self.policy, self.critic, self.optimizers, self.ctx, step
             )

@@ -130,7 +130,9 @@ def step(module, micros, algorithm, objective):
     """The product's update; its metrics, and the gradient by name."""
     named = list(module.named_parameters())
     optimizer = Keeping(named, OptimConfig())
-    metrics = update(micros, counts=algorithm.counts, objective=objective, optimizers=[optimizer])
+    metrics = update(
+        micros, counts=algorithm.counts, objectives=[objective], optimizers=[optimizer]
+    )
     names = [name for name, _ in named]
     return metrics, dict(zip(names, optimizer.gradients, strict=True))
 

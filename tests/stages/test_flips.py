@@ -17,7 +17,8 @@ from nplus.config.load import load_config
 from nplus.config.profiles import PROFILES
 from nplus.details import details
 from nplus.engines.kv import KVEngine
-from nplus.models.lm import load_causal_lm, response_logprobs
+from nplus.models.files import load_causal_lm
+from nplus.models.lm import response_logprobs
 from nplus.runs import content_hash
 from nplus.stages import evaluate as evaluate_stage
 from nplus.stages.drawing import Drawn

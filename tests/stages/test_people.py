@@ -14,7 +14,7 @@ from nplus.runs import StageDir
 from nplus.stages import label
 from nplus.stages.label import people_comparisons
 from nplus.stages.reward import validation_reports
-from nplus.stages.road import _outside_inputs, stage_config
+from nplus.stages.road import outside_inputs, stage_config
 
 SPLITS = ("train",) * 40 + ("valid1",) * 10 + ("valid2",) * 10 + ("validation_cnndm",) * 6
 
@@ -119,7 +119,7 @@ def test_changed_comparisons_are_another_run(stage_context, comparisons_file):
         data={"comparisons": {"data": str(comparisons_file)}}, label={"kind": "data"}
     )
     assert stage_config("data", ctx.config)["data"]["comparisons"]["data"] == str(comparisons_file)
-    before = _outside_inputs(ctx.config)
+    before = outside_inputs(ctx.config)
     assert set(before) == {"comparisons"}
     comparisons_file.write_text("{}\n", encoding="utf-8")
-    assert _outside_inputs(ctx.config) != before
+    assert outside_inputs(ctx.config) != before

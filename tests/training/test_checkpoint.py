@@ -45,7 +45,7 @@ class Training:
             return type(found)(terms={"train": (weight, loss)}, metrics={})
 
         optimizers = list(self.optimizers.values())
-        update([batch], counts=supervised.counts, objective=objective, optimizers=optimizers)
+        update([batch], counts=supervised.counts, objectives=[objective], optimizers=optimizers)
 
     def run(self, first, last):
         for step in range(first, last):

@@ -1,6 +1,7 @@
 """The optimiser step: one division by the minibatch's counts, and nothing moved by a bad loss."""
 
 import math
+import threading
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def gradient(split, normalise, **options):
     metrics = update(
         split,
         counts=lambda rows: {"train": float(len(elements(rows)[0]))},
-        objective=objective,
+        objectives=[objective],
         optimizers=[optimizer],
         normalise=normalise,
         **options,
@@ -129,7 +130,8 @@ def test_a_broken_loss_leaves_the_weights_untouched(broken):
         return Objective(terms={"train": (1.0, Mean(value, 1.0))}, metrics={})
 
     def step(micros):
-        update(micros, counts=lambda _: {"train": 1.0}, objective=objective, optimizers=optimizers)
+        counts = {"train": 1.0}
+        update(micros, counts=lambda _: counts, objectives=[objective], optimizers=optimizers)
 
     with pytest.raises(NonFiniteLossError, match="as before this step"):
         step(["fine", "broken"])
@@ -140,3 +142,51 @@ def test_a_broken_loss_leaves_the_weights_untouched(broken):
     step(["fine"])
     first_moment = optimizers[0].tensors()["0.0.exp_avg"]
     assert first_moment.tolist() == pytest.approx([0.1 * 2.0, -0.1 * 4.0])
+
+
+def two_networks(beside, broken=False):
+    """Two parameters with an objective each; gradients, metrics and the threads that worked."""
+    weights = {name: nn.Parameter(torch.tensor([w])) for name, w in (("a", 2.0), ("b", -3.0))}
+    optimizers = [Watched([(name, w)], OptimConfig()) for name, w in weights.items()]
+    seen = []
+
+    def of(name):
+        def objective(micro):
+            seen.append((name, threading.get_ident(), torch.get_num_threads()))
+            loss = (weights[name] * micro).square().sum()
+            if broken and name == "b" and micro == 5.0:
+                loss = loss * math.nan
+            mean = Mean(loss, 1.0)
+            return Objective({name: (1.0, mean)}, {f"m/{name}": Mean(micro, 1.0)})
+
+        return objective
+
+    metrics = update(
+        [1.0, 5.0],
+        counts=lambda _: {"a": 1.0, "b": 1.0},
+        objectives=[of("a"), of("b")],
+        optimizers=optimizers,
+        beside=beside,
+    )
+    values = {name: metric.value for name, metric in metrics.items()}
+    return [o.gradients[0].item() for o in optimizers], values, seen
+
+
+def test_objectives_side_by_side_come_to_the_same():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        apart, alone = two_networks(True), two_networks(False)
+        assert apart[:2] == alone[:2]
+        assert {(name, threads) for name, _, threads in apart[2]} == {("a", 1), ("b", 1)}
+        assert threading.get_ident() not in {thread for _, thread, _ in apart[2]}
+        assert {(thread, n) for _, thread, n in alone[2]} == {(threading.get_ident(), 2)}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_broken_loss_beside_another_moves_neither(beside):
+    with pytest.raises(NonFiniteLossError, match="loss is nan; the weights are as before"):
+        two_networks(beside, broken=True)

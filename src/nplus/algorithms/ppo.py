@@ -170,12 +170,21 @@ def counts(batch: PPOBatch) -> dict[str, float]:
 def objective(
     logprobs_BR: Tensor, entropy_BR: Tensor, values_BR: Tensor, batch: PPOBatch, cfg: PPOConfig
 ) -> Objective:
-    """Clipped policy loss plus `vf_coef` times the clipped value loss (details G2, G3, G5).
+    """Clipped policy loss plus `vf_coef` times the clipped value loss (details G2, G3, G5)."""
+    policy = policy_objective(logprobs_BR, entropy_BR, batch, cfg)
+    value = value_objective(values_BR, batch, cfg)
+    return Objective({**policy.terms, **value.terms}, {**policy.metrics, **value.metrics})
+
+
+def policy_objective(
+    logprobs_BR: Tensor, entropy_BR: Tensor, batch: PPOBatch, cfg: PPOConfig
+) -> Objective:
+    """The clipped policy loss (details G2, G5).
 
     Metrics named `*_reference` average over every slot of the response length, masked ones
     included, as the paper's code does (Q5); the others over the mask.
     """
-    mask_BR, value_mask_BR = batch.response_mask_BR, batch.value_mask_BR
+    mask_BR = batch.response_mask_BR
     policy = ppo_policy_loss(
         logprobs_BR,
         batch.old_logprobs_BR,
@@ -186,24 +195,30 @@ def objective(
         dual_clip=cfg.dual_clip,
         log_ratio_clamp=cfg.log_ratio_clamp,
     )
-    value = ppo_value_loss(
-        values_BR, batch.old_values_BR, batch.returns_BR, value_mask_BR, clip=cfg.cliprange_value
-    )
-    terms = {
-        "policy_avg": (1.0, Mean(policy.loss_BR.sum(), mask_BR.sum())),
-        "value_avg": (cfg.vf_coef, Mean(value.loss_BR.sum(), value_mask_BR.sum())),
-    }
     approxkl, clipped = Mean.of(policy.approxkl_BR, mask_BR), Mean.of(policy.clipped_BR, mask_BR)
     ratio = Mean.of(policy.ratio_BR, mask_BR)
     slots = float(len(batch) * cfg.sampling.response_length)
-    metrics = {
-        "policy/approxkl_avg": approxkl,
-        "policy/approxkl_avg_reference": Mean(approxkl.sum, slots),
-        "policy/clipfrac_avg": clipped,
-        "policy/clipfrac_avg_reference": Mean(clipped.sum, slots),
-        "policy/entropy_avg": Mean.of(entropy_BR, mask_BR),
-        "val/clipfrac_avg": Mean.of(value.clipped_BR, value_mask_BR),
-        "val/ratio": ratio,
-        "val/ratio_reference": Mean(ratio.sum + slots - mask_BR.sum(), slots),
-    }
-    return Objective(terms=terms, metrics=metrics)
+    return Objective(
+        terms={"policy_avg": (1.0, Mean(policy.loss_BR.sum(), mask_BR.sum()))},
+        metrics={
+            "policy/approxkl_avg": approxkl,
+            "policy/approxkl_avg_reference": Mean(approxkl.sum, slots),
+            "policy/clipfrac_avg": clipped,
+            "policy/clipfrac_avg_reference": Mean(clipped.sum, slots),
+            "policy/entropy_avg": Mean.of(entropy_BR, mask_BR),
+            "val/ratio": ratio,
+            "val/ratio_reference": Mean(ratio.sum + slots - mask_BR.sum(), slots),
+        },
+    )
+
+
+def value_objective(values_BR: Tensor, batch: PPOBatch, cfg: PPOConfig) -> Objective:
+    """`vf_coef` times the clipped value loss (Detail G3)."""
+    mask_BR = batch.value_mask_BR
+    value = ppo_value_loss(
+        values_BR, batch.old_values_BR, batch.returns_BR, mask_BR, clip=cfg.cliprange_value
+    )
+    return Objective(
+        terms={"value_avg": (cfg.vf_coef, Mean(value.loss_BR.sum(), mask_BR.sum()))},
+        metrics={"val/clipfrac_avg": Mean.of(value.clipped_BR, mask_BR)},
+    )

@@ -73,8 +73,9 @@ def activation_bytes(
     norms' outputs, query, key and value, attention's output as computed and as a contiguous copy;
     the feed-forward layer's inner values before and after the nonlinearity (gated: four of them).
     `eager` attention adds, per head and pair of positions, the float32 softmax and its copy in the
-    computing precision. No activation checkpointing. Counted like Korthikanti et al. 2022
-    (arXiv 2205.05198, section 4.1), without its dropout masks and scores.
+    computing precision, `batched` the softmax in that precision alone. No activation checkpointing.
+    Counted like Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1), without its dropout masks
+    and scores.
     """
     h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     residuals = h * (1 if shape.parallel else 2) * precision.stored
@@ -84,6 +85,8 @@ def activation_bytes(
     if attention == "eager":
         copy = precision.computed if precision.computed < BYTES["float32"] else 0
         scores = shape.heads * tokens * (BYTES["float32"] + copy)
+    elif attention == "batched":
+        scores = shape.heads * tokens * precision.computed
     return float(rows * tokens * shape.layers * (residuals + computed + scores))
 
 

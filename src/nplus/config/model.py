@@ -25,8 +25,8 @@ class ModelConfig(Config):
     """Run code that comes with the model. Off unless asked for."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Parameter type."""
-    attn_implementation: Literal["eager", "sdpa"] = "sdpa"
-    """Attention kernel of transformers."""
+    attn_implementation: Literal["eager", "sdpa", "batched"] = "sdpa"
+    """Attention: transformers' own, or `batched`, the same as `eager` in fewer passes."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of every dropout of every trained model (Detail B1: 0)."""
     positions: Literal["real", "slots"] = "real"
@@ -41,6 +41,8 @@ class ComputeConfig(Config):
     """`auto` takes CUDA where there is one."""
     threads: int | None = None
     """CPU threads of torch; None leaves torch's choice."""
+    side_by_side: bool = True
+    """On a CPU, train PPO's policy and critic at the same time, each on half the threads."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """`torch.set_float32_matmul_precision`."""
     autocast: Literal["none", "bfloat16"] = "none"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nplus.models.lm import model_inputs, read_logits, response_logits
+from nplus.models.lm import read_hidden, response_hidden, response_logits
 from nplus.models.scalar import ScalarModel, head_weights
 from nplus.records import InputError
 
@@ -32,23 +32,26 @@ class SharedCritic(torch.nn.Module):
 
     def response_values(self, tokens_BT: Tensor, mask_BT: Tensor, width: int) -> Tensor:
         """[B, R] float32: V of the state before each of the last `width` tokens (Detail F1)."""
-        return self._values(self._hidden(tokens_BT, mask_BT, width))
+        return self._values(response_hidden(self.policy, tokens_BT, mask_BT, width))
 
     def logprobs_and_values(
         self, tokens_BT: Tensor, mask_BT: Tensor, width: int, *, temperature: float | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`logprobs_BR, entropy_BR, values_BR` of the last `width` tokens from one forward."""
-        hidden_BRH = self._hidden(tokens_BT, mask_BT, width)
-        logits_BRV = self.policy.get_output_embeddings()(hidden_BRH)
-        logprobs_BR, entropy_BR = read_logits(
-            logits_BRV, tokens_BT, mask_BT, temperature=temperature
+        hidden_BRH = response_hidden(self.policy, tokens_BT, mask_BT, width)
+        logprobs_BR, entropy_BR = read_hidden(
+            self.policy.get_output_embeddings(),
+            hidden_BRH,
+            tokens_BT,
+            mask_BT,
+            temperature=temperature,
         )
         return logprobs_BR, entropy_BR, self._values(hidden_BRH)
 
     @torch.no_grad()
     def require_plain_head(self, tokens_BT: Tensor, mask_BT: Tensor, width: int) -> None:
         """Raises InputError where the policy does more to hidden states than its output layer."""
-        hidden_BRH = self._hidden(tokens_BT, mask_BT, width)
+        hidden_BRH = response_hidden(self.policy, tokens_BT, mask_BT, width)
         ours_BRV = self.policy.get_output_embeddings()(hidden_BRH)
         theirs_BRV = response_logits(self.policy, tokens_BT, mask_BT, width)
         if not torch.allclose(ours_BRV.float(), theirs_BRV.float(), rtol=1e-3, atol=1e-3):
@@ -65,12 +68,6 @@ class SharedCritic(torch.nn.Module):
         with torch.no_grad():
             whole.network.score.weight.copy_(self.weight[None])
         whole.save(path, tokenizer)
-
-    def _hidden(self, tokens_BT: Tensor, mask_BT: Tensor, width: int) -> Tensor:
-        if not 0 < width < tokens_BT.shape[1]:
-            raise ValueError(f"a response of {width} does not fit {tokens_BT.shape[1]} columns")
-        inputs = model_inputs(self.policy, tokens_BT, mask_BT)
-        return self.policy.base_model(**inputs).last_hidden_state[:, -(width + 1) : -1]
 
     def _values(self, hidden: Tensor) -> Tensor:
         dtype = torch.promote_types(hidden.dtype, torch.float32)

@@ -15,14 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nplus.batches import SharedPairBatch
-from nplus.models.lm import (
-    built_aside,
-    load_complete,
-    model_inputs,
-    require_weights,
-    set_dropout,
-    shared_inputs,
-)
+from nplus.models.files import built_aside, load_complete, require_weights
+from nplus.models.lm import model_inputs, set_dropout, shared_inputs
 from nplus.records import InputError
 
 SHIFT_KEY = "nplus_reward_shift"

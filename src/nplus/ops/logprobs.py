@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,6 +38,109 @@ def gather_logprobs(
     scaled_BRV = temper(logits_BRV, temperature)
     nll = F.cross_entropy(scaled_BRV.flatten(0, -2), tokens_BR.flatten(), reduction="none")
     return -nll.view(tokens_BR.shape)
+
+
+def head_logprobs(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    tokens_N: Tensor,
+    *,
+    temperature: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`logprobs_N, entropy_N`, float32: what `gather_logprobs` and `entropy_from_logits` give for
+    the logits `hidden @ weight.T + bias`, which are never all there at once.
+
+    They are made some rows at a time, once forward and once backward, while they are in the
+    processor's cache; what autograd keeps has the size of `hidden_ND`. Matrix products run in
+    autocast's type where it is on, all else in float32. The entropy carries no gradient.
+    """
+    device = hidden_ND.device.type
+    dtype = hidden_ND.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    scale = 1.0 if temperature is None else 1.0 / (temperature + TEMPERATURE_EPS)
+    found: tuple[Tensor, Tensor] = _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, bias_V, tokens_N, scale, dtype
+    )
+    return found
+
+
+def _rows_at_a_time(vocabulary: int, device: torch.device) -> int:
+    """As many rows of logits as a MiB of cache holds; on a GPU enough to fill it."""
+    return max(32, (1 << 18) // vocabulary) if device.type == "cpu" else 2_048
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        tokens_N: Tensor,
+        scale: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        logprobs_N = hidden_ND.new_empty(len(hidden_ND), dtype=wide)
+        entropy_N = torch.empty_like(logprobs_N)
+        total_N = torch.empty_like(logprobs_N)
+        ctx.scale, ctx.dtype = scale, dtype
+        for rows, scaled_nV, _ in _HeadLogprobs.pieces(ctx, hidden_ND, weight_VD, bias_V):
+            chosen_n = scaled_nV.gather(1, tokens_N[rows, None])[:, 0]
+            logp_nV = scaled_nV.log_softmax(-1)
+            logprobs_N[rows] = logp_nV.gather(1, tokens_N[rows, None])[:, 0]
+            total_N[rows] = chosen_n - logprobs_N[rows]
+            entropy_N[rows] = -torch.linalg.vecdot(logp_nV.exp(), logp_nV)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, tokens_N, total_N)
+        ctx.mark_non_differentiable(entropy_N)
+        return logprobs_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_VD, bias_V, tokens_N, total_N = ctx.saved_tensors
+        grad_ND = torch.empty_like(hidden_ND)
+        grad_VD, grad_V = torch.zeros_like(weight_VD), None
+        if bias_V is not None:
+            grad_V = torch.zeros_like(bias_V)
+        scaled_N = grad_N * ctx.scale
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            weight = weight_VD.to(ctx.dtype)
+            for rows, logits_nV, narrow_nD in _HeadLogprobs.pieces(
+                ctx, hidden_ND, weight_VD, bias_V
+            ):
+                # d log p(a) / d logits = onehot(a) - p
+                by_n = scaled_N[rows]
+                grad_nV = logits_nV.sub_(total_N[rows, None]).exp_().mul_(-by_n[:, None])
+                grad_nV.scatter_add_(1, tokens_N[rows, None], by_n[:, None])
+                if grad_V is not None:
+                    grad_V += grad_nV.sum(0)
+                narrow_nV = grad_nV.to(ctx.dtype)
+                grad_ND[rows] = (narrow_nV @ weight).to(grad_ND.dtype)
+                if ctx.dtype == grad_VD.dtype:
+                    grad_VD.addmm_(narrow_nV.T, narrow_nD)
+                else:
+                    grad_VD += narrow_nV.T @ narrow_nD
+        return grad_ND, grad_VD, grad_V, None, None, None
+
+    @staticmethod
+    def pieces(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """`rows, scaled logits, hidden states as multiplied`, piece by piece."""
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        weight = weight_VD.to(ctx.dtype)
+        bias = None if bias_V is None else bias_V.to(ctx.dtype)
+        size = _rows_at_a_time(len(weight_VD), hidden_ND.device)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            for start in range(0, len(hidden_ND), size):
+                rows = slice(start, start + size)
+                narrow_nD = hidden_ND[rows].to(ctx.dtype)
+                logits_nV = F.linear(narrow_nD, weight, bias).to(wide)
+                if ctx.scale != 1.0:
+                    logits_nV = logits_nV.mul_(ctx.scale)
+                yield rows, logits_nV, narrow_nD
 
 
 def entropy_from_logits(logits_BRV: Tensor, *, temperature: float | None = None) -> Tensor:

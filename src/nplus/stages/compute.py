@@ -11,7 +11,7 @@ import torch
 from nplus.config import ComputeConfig, ModelConfig
 from nplus.seeding import stream
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _GIB = 1 << 30
 
 
@@ -55,3 +55,4 @@ def _keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, _GIB)
     mallopt(_M_TRIM_THRESHOLD, _GIB)
+    mallopt(_M_ARENA_MAX, 1)  # other threads' own memory would be given back all the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from nplus.data.prepare import DataDir
 from nplus.data.tokens import Codec, TextRules
 from nplus.distributed.topology import Topology
 from nplus.engines.kv import KVEngine
-from nplus.models.lm import load_causal_lm, set_dropout, set_positions
+from nplus.models.files import load_causal_lm
+from nplus.models.lm import set_dropout, set_positions
 from nplus.models.scalar import ScalarModel
 from nplus.runs import StageDir
 from nplus.stages.scorers import Gold
@@ -112,3 +114,20 @@ class Ticker:
     def tick(self, by: int = 1, **figures: float) -> None:
         note = "  ".join(f"{name} {value:,.4g}" for name, value in figures.items())
         self.bar.update(self.task, advance=by, note=note)  # type: ignore[arg-type]
+
+
+class Clock:
+    """Wall time since it was made, lap by lap."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """What has passed since the last lap, or since the start, was `name`."""
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    @property
+    def total(self) -> float:
+        return self.last - self.began

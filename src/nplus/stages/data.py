@@ -6,7 +6,7 @@ from typing import Any
 
 from nplus.config import RunConfig
 from nplus.data.prepare import prepare
-from nplus.models.lm import model_source
+from nplus.models.files import model_source
 from nplus.runs import StageDir
 
 

@@ -14,7 +14,8 @@ from nplus.batches import Objective, PairBatch
 from nplus.data.collate import WIDTH_MULTIPLE, PairRow, pair_batch, pair_rows
 from nplus.evaluation.accuracy import margin_records
 from nplus.metrics import values
-from nplus.models.lm import save_causal_lm, sequence_logprobs
+from nplus.models.files import save_causal_lm
+from nplus.models.lm import sequence_logprobs
 from nplus.records import Comparison, read_records, write_records
 from nplus.runs import StageDir
 from nplus.seeding import take
@@ -69,7 +70,7 @@ def train(
             metrics = update(
                 [m.to(ctx.device) for m in micros],
                 counts=preference.counts,
-                objective=objective,
+                objectives=[objective],
                 optimizers=[optimizer],
             )
             last = {**values(metrics), "lr": lr, "seconds": time.monotonic() - began}

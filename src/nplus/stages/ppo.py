@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -15,19 +14,21 @@ from transformers import PreTrainedModel
 from nplus.algorithms import ppo
 from nplus.batches import Objective, PPOBatch, PromptBatch, Rollout
 from nplus.config import PPOConfig
-from nplus.config.batch_plan import batch_plan
+from nplus.config.batch_plan import BatchPlan, batch_plan
 from nplus.data.collate import WIDTH_MULTIPLE, prompt_batch
 from nplus.metrics import Mean, Metric, merge, values
 from nplus.models.critic import SharedCritic
-from nplus.models.lm import response_logprobs, save_causal_lm
+from nplus.models.files import save_causal_lm
+from nplus.models.lm import response_logprobs
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration
 from nplus.rollout import Critic, add_values, collect, rm_scores, texts
 from nplus.runs import StageDir
 from nplus.seeding import epoch_order, take
 from nplus.stages.compute import forward_precision, seed_dropout
-from nplus.stages.context import Context
+from nplus.stages.context import Clock, Context
 from nplus.stages.drawing import noise
+from nplus.stages.scorers import Gold
 from nplus.training.checkpoint import resume, save_checkpoint
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import update
@@ -84,18 +85,8 @@ def train_on(
 ) -> tuple[dict[str, Metric], dict[str, float]]:
     """All optimiser steps of one update; also the figures of the first, before it moved."""
     cfg = ctx.config.ppo
-    temperature = cfg.sampling.temperature if "new" in cfg.tempered else None
-
-    def objective(micro: PPOBatch) -> Objective:
-        rectangle = (micro.tokens_BT, micro.mask_BT, micro.response_tokens_BR.shape[1])
-        with forward_precision(ctx.device, cfg.autocast):
-            if isinstance(critic, SharedCritic):
-                found = critic.logprobs_and_values(*rectangle, temperature=temperature)
-            else:
-                logprobs = response_logprobs(policy, *rectangle, temperature=temperature)
-                found = (*logprobs, critic.response_values(*rectangle))
-        return ppo.objective(*found, micro, cfg)
-
+    objectives = _objectives(policy, critic, ctx)
+    beside = _goes_beside(ctx, len(objectives))
     metrics: dict[str, Metric] = {}
     first: dict[str, float] = {}
     ratios: list[float] = []
@@ -103,10 +94,11 @@ def train_on(
         found = update(
             micros,
             counts=ppo.counts,
-            objective=objective,
+            objectives=objectives,
             optimizers=list(optimizers.values()),
             normalise=cfg.normalise,
             all_sum=ctx.topology.collectives.sum,
+            beside=beside,
         )
         metrics = merge([metrics, found])
         ratios.append(found["val/ratio"].value)
@@ -116,6 +108,44 @@ def train_on(
     # Detail G5: over the update's optimiser steps.
     metrics["val/ratio_var"] = Mean(statistics.variance(ratios) if len(ratios) > 1 else 0.0, 1.0)
     return metrics, first
+
+
+def _objectives(
+    policy: PreTrainedModel, critic: Critic, ctx: Context
+) -> list[Callable[[PPOBatch], Objective]]:
+    """The policy's loss and the critic's; one for both where they share a trunk."""
+    cfg = ctx.config.ppo
+    temperature = cfg.sampling.temperature if "new" in cfg.tempered else None
+
+    def rectangle(micro: PPOBatch) -> tuple[Tensor, Tensor, int]:
+        return micro.tokens_BT, micro.mask_BT, micro.response_tokens_BR.shape[1]
+
+    if isinstance(critic, SharedCritic):
+
+        def both(micro: PPOBatch) -> Objective:
+            with forward_precision(ctx.device, cfg.autocast):
+                found = critic.logprobs_and_values(*rectangle(micro), temperature=temperature)
+            return ppo.objective(*found, micro, cfg)
+
+        return [both]
+
+    def of_policy(micro: PPOBatch) -> Objective:
+        with forward_precision(ctx.device, cfg.autocast):
+            found = response_logprobs(policy, *rectangle(micro), temperature=temperature)
+        return ppo.policy_objective(*found, micro, cfg)
+
+    def of_values(micro: PPOBatch) -> Objective:
+        with forward_precision(ctx.device, cfg.autocast):
+            values_BR = critic.response_values(*rectangle(micro))
+        return ppo.value_objective(values_BR, micro, cfg)
+
+    return [of_policy, of_values]
+
+
+def _goes_beside(ctx: Context, networks: int) -> bool:
+    """Whether the networks train side by side: on a CPU's threads, and drawing no dropout."""
+    on_cpu = ctx.device.type == "cpu" and torch.get_num_threads() >= networks > 1
+    return ctx.config.compute.side_by_side and on_cpu and not ctx.config.model.dropout
 
 
 def prompts_of(
@@ -157,8 +187,12 @@ def sampled(
     reward_model: ScalarModel,
     ctx: Context,
     step: int,
+    on_part: Callable[[str], None] = lambda name: None,
 ) -> Rollout:
-    """One scored response to each post, from noise named after update and post (section E)."""
+    """One scored response to each post, from noise named after update and post (section E).
+
+    `on_part` is told when `rollout`, the sampling, is done.
+    """
     cfg = ctx.config.ppo
     prompts: PromptBatch = prompt_batch(ctx.codec, posts).to(ctx.device)
     return collect(
@@ -174,6 +208,7 @@ def sampled(
         old_logprobs=cfg.old_logprobs,
         tempered=cfg.tempered,
         stop_token=cfg.stop_token,
+        on_sampled=lambda: on_part("rollout"),
     )
 
 
@@ -197,78 +232,135 @@ def readable(
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """What one update came to."""
+
+    metrics: dict[str, float]
+    rollout: Rollout
+    responses: list[str]
+    posts: list[Demonstration]
+    seconds: dict[str, float]
+    """Wall time of its parts: `rollout` (sampling), `scores` (reference, reward, values) and
+    `update` (all optimiser steps)."""
+
+
+@dataclass(slots=True)
+class Trainer:
+    """The networks of PPO, their optimisers and the prompts: one `update` after the other."""
+
+    ctx: Context
+    plan: BatchPlan
+    posts: list[Demonstration]
+    policy: PreTrainedModel
+    reference: PreTrainedModel
+    reward_model: ScalarModel
+    critic: Critic
+    optimizers: dict[str, Optimizer]
+    kl: ppo.KLController
+    gold: Gold | None
+
+    @classmethod
+    def start(cls, ctx: Context, posts: list[Demonstration], gold: Gold | None) -> Self:
+        """SFT policy and reward model, as the stages before have left them (Detail E3)."""
+        cfg = ctx.config.ppo
+        policy, reference = ctx.policy("sft"), ctx.policy("sft").eval().requires_grad_(False)
+        critic = make_critic(policy, ctx)
+        for model in (policy, critic):
+            model.train(bool(ctx.config.model.dropout))
+        value_optim = cfg.optim.model_copy(
+            update={"learning_rate": cfg.value_learning_rate or cfg.optim.learning_rate}
+        )
+        return cls(
+            ctx=ctx,
+            plan=batch_plan(cfg),
+            posts=posts,
+            policy=policy,
+            reference=reference,
+            reward_model=ctx.scalar(ctx.dirs["reward"].model).eval().requires_grad_(False),
+            critic=critic,
+            optimizers={
+                "policy": Optimizer(policy.named_parameters(), cfg.optim),
+                "critic": Optimizer(critic.named_parameters(), value_optim),
+            },
+            kl=ppo.KLController(cfg.kl_coef, target=cfg.kl_target, horizon=cfg.kl_horizon),
+            gold=gold,
+        )
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """What checkpoints hold beside the optimisers."""
+        return {"policy": self.policy, "critic": self.critic, "kl": self.kl}
+
+    def update(self, step: int) -> Updated:
+        """Sample, score, credit, train: update `step` (0-based) of the plan."""
+        ctx, cfg, all_sum = self.ctx, self.ctx.config.ppo, self.ctx.topology.collectives.sum
+        clock = Clock()
+        seed_dropout(ctx.config.model, ctx.seed, "ppo", step)
+        posts = prompts_of(self.posts, cfg, ctx, step)
+        rollout = sampled(
+            posts, self.policy, self.reference, self.reward_model, ctx, step, on_part=clock.lap
+        )
+        responses = texts(rollout.generation, ctx.codec.decode_response)
+        valued = add_values(rollout, self.critic, size=cfg.rollout_micro_batch_size)
+        batch, metrics = ppo.credit(valued, cfg, all_sum, kl_coef=self.kl.value)
+        if self.gold is not None:
+            judged = [
+                self.gold.judge(post.id, text).total
+                for post, text in zip(posts, responses, strict=True)
+            ]
+            metrics["objective/gold"] = Mean(sum(judged), len(judged))
+        clock.lap("scores")
+        factor = schedule(
+            cfg.optim.lr_scheduler_type, step, self.plan.updates, warmup=cfg.optim.warmup_steps
+        )
+        lr, _ = (optimizer.set_factor(factor) for optimizer in self.optimizers.values())
+        train_metrics, first_minibatch = train_on(
+            batch, self.policy, self.critic, self.optimizers, ctx, step
+        )
+        clock.lap("update")
+        found = {
+            **values(metrics),
+            **values(train_metrics),
+            **(first_minibatch if step == 0 else {}),
+            "lr": lr,
+            "objective/kl_coef": self.kl.value,
+            "episode": (step + 1) * cfg.batch_size,
+            "tokens_per_second": float(rollout.generation.response_mask_BR.sum()) / clock.total,
+        }
+        self.kl.observe(found["objective/kl"], cfg.batch_size)
+        return Updated(found, rollout, responses, posts, clock.laps)
+
+
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     """From SFT policy and reward model to `model/` and `critic/`, which starts as the RM (E3).
 
     Detail E1: the paper's set-up is the default of `PPOConfig`.
     """
     cfg = ctx.config.ppo
-    plan = batch_plan(cfg)
-    posts = ctx.data.demonstrations("train")
-    gold = ctx.gold()
-    policy, reference = ctx.policy("sft"), ctx.policy("sft").eval().requires_grad_(False)
-    reward_model = ctx.scalar(ctx.dirs["reward"].model).eval().requires_grad_(False)
-    critic = make_critic(policy, ctx)
-    for model in (policy, critic):
-        model.train(bool(ctx.config.model.dropout))
-    value_optim = cfg.optim.model_copy(
-        update={"learning_rate": cfg.value_learning_rate or cfg.optim.learning_rate}
-    )
-    optimizers = {
-        "policy": Optimizer(policy.named_parameters(), cfg.optim),
-        "critic": Optimizer(critic.named_parameters(), value_optim),
-    }
-    kl = ppo.KLController(cfg.kl_coef, target=cfg.kl_target, horizon=cfg.kl_horizon)
-    modules = {"policy": policy, "critic": critic, "kl": kl}
+    trainer = Trainer.start(ctx, ctx.data.demonstrations("train"), ctx.gold())
+    updates, modules, optimizers = trainer.plan.updates, trainer.modules(), trainer.optimizers
     first = resume(where, modules=modules, optimizers=optimizers)
-    with ctx.progress("ppo", plan.updates - first, "update") as bar:
-        for step in range(first, plan.updates):
-            began = time.monotonic()
-            seed_dropout(ctx.config.model, ctx.seed, "ppo", step)
-            chosen = prompts_of(posts, cfg, ctx, step)
-            rollout = sampled(chosen, policy, reference, reward_model, ctx, step)
-            responses = texts(rollout.generation, ctx.codec.decode_response)
-            valued = add_values(rollout, critic, size=cfg.rollout_micro_batch_size)
-            batch, rollout_metrics = ppo.credit(
-                valued, cfg, ctx.topology.collectives.sum, kl_coef=kl.value
-            )
-            if gold is not None:
-                judged = [
-                    gold.judge(p.id, text).total for p, text in zip(chosen, responses, strict=True)
-                ]
-                rollout_metrics["objective/gold"] = Mean(sum(judged), len(judged))
-            factor = schedule(
-                cfg.optim.lr_scheduler_type, step, plan.updates, warmup=cfg.optim.warmup_steps
-            )
-            lr, _ = (optimizer.set_factor(factor) for optimizer in optimizers.values())
-            train_metrics, first_minibatch = train_on(batch, policy, critic, optimizers, ctx, step)
-            seconds = time.monotonic() - began
-            last = {
-                **values(rollout_metrics),
-                **values(train_metrics),
-                **(first_minibatch if step == 0 else {}),
-                "lr": lr,
-                "objective/kl_coef": kl.value,
-                "episode": (step + 1) * cfg.batch_size,
-                "tokens_per_second": float(rollout.generation.response_mask_BR.sum()) / seconds,
-            }
-            kl.observe(last["objective/kl"], cfg.batch_size)
-            where.journal(step + 1, last)
-            if step % cfg.sample_steps == 0 or step == plan.updates - 1:
-                where.write_samples(step + 1, readable(rollout, responses, chosen))
+    with ctx.progress("ppo", updates - first, "update") as bar:
+        for step in range(first, updates):
+            found = trainer.update(step)
+            where.journal(step + 1, found.metrics)
+            if step % cfg.sample_steps == 0 or step == updates - 1:
+                rows = readable(found.rollout, found.responses, found.posts)
+                where.write_samples(step + 1, rows)
+            kl = found.metrics["objective/kl"]
             bar.tick(
-                reward=last["objective/scores"],
-                kl=last["objective/kl"],
-                tok_s=last["tokens_per_second"],
+                reward=found.metrics["objective/scores"],
+                kl=kl,
+                tok_s=found.metrics["tokens_per_second"],
             )
-            _check_kl(last["objective/kl"], cfg, step)
+            _check_kl(kl, cfg, step)
             if cfg.save_steps and (step + 1) % cfg.save_steps == 0:
                 save_checkpoint(
                     where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={}
                 )
-    save_causal_lm(policy, where.model, ctx.codec.tokenizer)
-    critic.save(where.critic, ctx.codec.tokenizer)
-    return {"updates": plan.updates, **_verdict(where)}
+    save_causal_lm(trainer.policy, where.model, ctx.codec.tokenizer)
+    trainer.critic.save(where.critic, ctx.codec.tokenizer)
+    return {"updates": updates, **_verdict(where)}
 
 
 def _check_kl(kl: float, cfg: PPOConfig, step: int) -> None:

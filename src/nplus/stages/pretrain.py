@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from nplus.data.collate import sequence_rows
-from nplus.models.lm import save_causal_lm
+from nplus.models.files import save_causal_lm
 from nplus.models.toy import build_toy
 from nplus.runs import StageDir
 from nplus.stages.context import Context

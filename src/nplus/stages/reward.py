@@ -108,7 +108,7 @@ def train(
             metrics = update(
                 [m.to(ctx.device) for m in micros],
                 counts=reward.counts,
-                objective=objective,
+                objectives=[objective],
                 optimizers=[optimizer],
             )
             last = {**values(metrics), "lr": lr, "seconds": time.monotonic() - began}

@@ -13,7 +13,7 @@ from nplus.config import RunConfig
 from nplus.config.profiles import told
 from nplus.data.tokens import Codec
 from nplus.engines.api import require_judge
-from nplus.models.lm import model_source, require_weights
+from nplus.models.files import model_source, require_weights
 from nplus.records import InputError
 from nplus.runs import Pipeline, RunRoot, StageDir, alone_in, content_hash
 from nplus.stages import data, dpo, evaluate, label, ppo, pretrain, reward, sample, sft
@@ -50,7 +50,8 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     """The part of the config that a stage's result depends on, and so its key."""
     shared = ("tokenizer", "model") if name == "data" else ("compute", "model", "tokenizer")
     parts = {key: getattr(config, key).model_dump(mode="json") for key in shared}
-    parts.get("compute", {}).pop("threads", None)  # changes speed, not the algorithm
+    for key in ("threads", "side_by_side"):  # they change speed, not the algorithm
+        parts.get("compute", {}).pop(key, None)
     if name in ("data", "pretrain"):  # the base model knows neither
         parts["tokenizer"].pop("distinct_pad")
         parts["model"].pop("dropout")

@@ -13,7 +13,8 @@ from nplus.batches import Objective, TokenBatch
 from nplus.config import BatchConfig, OptimConfig
 from nplus.data.collate import WIDTH_MULTIPLE, sequence_rows, token_batch
 from nplus.metrics import values
-from nplus.models.lm import save_causal_lm, sequence_logits
+from nplus.models.files import save_causal_lm
+from nplus.models.lm import sequence_logits
 from nplus.runs import StageDir
 from nplus.seeding import take
 from nplus.stages.compute import forward_precision, seed_dropout
@@ -97,7 +98,7 @@ def train(
             metrics = update(
                 [m.to(ctx.device) for m in micros],
                 counts=supervised.counts,
-                objective=objective,
+                objectives=[objective],
                 optimizers=[optimizer],
             )
             tokens = sum(int(m.mask_BT.sum()) for m in micros)

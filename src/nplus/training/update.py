@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, NoReturn, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from nplus.batches import Objective
 from nplus.metrics import Mean, Metric, merge
 from nplus.training.optim import Optimizer
+from nplus.training.threads import side_by_side
 
 Micro = TypeVar("Micro")
 Normalise = Literal["global", "micro"]
@@ -44,17 +46,41 @@ def update(
     micros: Sequence[Micro],
     *,
     counts: Callable[[Micro], Mapping[str, float]],
-    objective: Callable[[Micro], Objective],
+    objectives: Sequence[Callable[[Micro], Objective]],
     optimizers: Sequence[Optimizer],
     normalise: Normalise = "global",
     all_sum: Callable[[Tensor], Tensor] = lambda x: x,
+    beside: bool = False,
 ) -> dict[str, Metric]:
     """One optimiser step over a minibatch; returns its metrics, `loss/*` per term and `grad_norm`.
 
-    `counts(micro)` tells every term's count from the masks alone, before any forward.
-    Raises NonFiniteLossError before stepping when a loss or a gradient is not finite.
+    `counts(micro)` tells every term's count from the masks alone, before any forward. The loss is
+    the sum of `objectives`; with `beside` each runs in a thread of its own, which takes networks
+    that share nothing. Raises NonFiniteLossError before stepping when a loss or a gradient is not
+    finite.
     """
     divisors = denominators([counts(micro) for micro in micros], normalise, all_sum)
+    parts = [partial(_accumulate, micros, divisors, objective) for objective in objectives]
+    try:
+        found = side_by_side(parts) if beside else [part() for part in parts]
+    except NonFiniteLossError as error:
+        _give_up(str(error), optimizers)
+    metrics = merge(found)
+    norms = [optimizer.clip() for optimizer in optimizers]
+    if not all(math.isfinite(norm) for norm in norms):
+        _give_up(f"the gradients' norms are {norms}", optimizers)
+    for optimizer, norm in zip(optimizers, norms, strict=True):
+        optimizer.step()
+        metrics = merge([metrics, {"grad_norm": Mean(norm, 1.0)}])
+    return metrics
+
+
+def _accumulate(
+    micros: Sequence[Micro],
+    divisors: Sequence[Mapping[str, float]],
+    objective: Callable[[Micro], Objective],
+) -> dict[str, Metric]:
+    """Add an objective's gradients over a minibatch to the parameters'; its metrics."""
     metrics: dict[str, Metric] = {}
     for micro, divisor in zip(micros, divisors, strict=True):
         found = objective(micro)
@@ -62,16 +88,10 @@ def update(
             weight * mean.sum / divisor[name] for name, (weight, mean) in found.terms.items()
         )
         if not bool(torch.isfinite(loss)):
-            _give_up(f"loss is {float(loss.detach())}", optimizers)
+            raise NonFiniteLossError(f"loss is {float(loss.detach())}")
         loss.backward()
         losses = {f"loss/{name}": _detached(mean) for name, (_, mean) in found.terms.items()}
         metrics = merge([metrics, found.metrics, losses])
-    norms = [optimizer.clip() for optimizer in optimizers]
-    if not all(math.isfinite(norm) for norm in norms):
-        _give_up(f"the gradients' norms are {norms}", optimizers)
-    for optimizer, norm in zip(optimizers, norms, strict=True):
-        optimizer.step()
-        metrics = merge([metrics, {"grad_norm": Mean(norm, 1.0)}])
     return metrics
 
 

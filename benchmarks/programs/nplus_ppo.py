@@ -1,0 +1,84 @@
+"""nplus's PPO stage, update by update: what `stages/ppo.py` runs, on the benchmark's prompts.
+
+python nplus_ppo.py SPEC.json
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from serve import serve
+
+from nplus.batches import Generation
+from nplus.config.load import load_config
+from nplus.data.tokens import Codec
+from nplus.recipes import recipe
+from nplus.records import Demonstration
+from nplus.runs import StageDir
+from nplus.stages import ppo as stage
+from nplus.stages.compute import resolve_device
+from nplus.stages.context import Context
+
+
+class Scripted:
+    """An engine that gives each prompt the response of the script."""
+
+    def __init__(self, engine, by_key):
+        self.engine, self.by_key = engine, by_key
+
+    def generate(self, prompts, sampling, noise_BR):
+        drawn = self.engine.generate(prompts, sampling, noise_BR)
+        tokens_BR = torch.tensor([self.by_key[key] for key in prompts.keys])
+        mask_BR = torch.ones_like(tokens_BR, dtype=torch.bool)
+        found = Generation(prompts, tokens_BR, mask_BR, drawn.logprobs_BR, 0)
+        tokens_BT, mask_BT = found.sequences()
+        with torch.no_grad():
+            logprobs_BR, _ = stage.response_logprobs(
+                self.engine.model, tokens_BT, mask_BT, tokens_BR.shape[1], temperature=0.7
+            )
+        return Generation(prompts, tokens_BR, mask_BR, logprobs_BR, 0)
+
+
+def main(spec_file):
+    spec = json.loads(Path(spec_file).read_text())
+    config = load_config(recipe("toy"), sets=spec["sets"])
+    device = resolve_device(config.compute)
+    root = Path(spec["root"])
+    ctx = Context(
+        config=config,
+        device=device,
+        console=Console(quiet=True),
+        dirs={"sft": StageDir(root / "sft"), "reward": StageDir(root / "reward")},
+    )
+    ctx.codec = Codec.load(spec["tokenizer"])
+    posts = [Demonstration(f"p{i}", text, "", {}) for i, text in enumerate(spec["texts"])]
+    trainer = stage.Trainer.start(ctx, posts, gold=None)
+    start = {name: p.detach().clone() for name, p in trainer.policy.named_parameters()}
+    by_key = {f"p{i}": response for i, response in enumerate(spec["responses"])}
+    plain = ctx.engine
+    ctx.engine = lambda model: Scripted(plain(model), by_key)
+    found = trainer.update(0).metrics
+    ctx.engine = plain
+    moved = torch.stack(
+        [(p.detach() - start[name]).norm() for name, p in trainer.policy.named_parameters()]
+    )
+    parity = {name: float(found[name]) for name in spec["compared"]}
+    parity["update norm"] = float(moved.norm())
+    step = 0
+
+    def work():
+        nonlocal step
+        step += 1
+        began = time.perf_counter()
+        spent = trainer.update(step).seconds
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "rollout": spent["rollout"], "rest": seconds - spent["rollout"]}
+
+    serve(work, parity)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
