@@ -1,6 +1,7 @@
 """The contract of every Engine: oracles are plain full forwards, one token at a time, no cache."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -52,7 +53,10 @@ def gpt2():
     )
 
 
-ENGINES: dict[str, Callable[..., Engine]] = {"kv": KVEngine}
+ENGINES: dict[str, Callable[..., Engine]] = {
+    "kv": KVEngine,
+    "kv, plain": partial(KVEngine, path="plain"),
+}
 NETWORKS = {"neox": neox, "llama": llama, "gpt2": gpt2}
 
 

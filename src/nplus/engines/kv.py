@@ -1,22 +1,24 @@
-"""The in-process engine: the Hugging Face module itself with a key-value cache, on CPU or CUDA."""
+"""The in-process engine: the trained module itself with a key-value cache, on CPU or CUDA."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
 from nplus.batches import Generation, PromptBatch
 from nplus.config.sampling import SamplingConfig
-from nplus.models.lm import position_ids, takes_logits_to_keep
+from nplus.engines.lean import LeanSteps, lean_network
+from nplus.engines.steps import PlainSteps, Steps
 from nplus.ops.logprobs import temper
 from nplus.ops.responses import response_mask_BR
+
+Path = Literal["auto", "plain"]
 
 COMPACT_EVERY = 4
 """Steps between two looks at which rows have finished; a look waits for the device."""
@@ -43,62 +45,19 @@ def sample_tokens(
     return tokens_B1.squeeze(-1), logprobs_B1.squeeze(-1)
 
 
-class _RoomyLayer(DynamicLayer):
-    """A cache layer with room for every step from the start: no concatenation per token."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity = capacity
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        start = self.get_seq_length()
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.room = tuple(
-                x.new_empty(*x.shape[:2], self.capacity, x.shape[3])
-                for x in (key_states, value_states)
-            )
-        stop = start + key_states.shape[2]
-        for room, new in zip(self.room, (key_states, value_states), strict=True):
-            room[:, :, start:stop] = new
-        self._show(stop)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        used = self.get_seq_length()
-        self.room = tuple(room[indices] for room in self.room)
-        self._show(used)
-
-    def _show(self, used: int) -> None:
-        self.keys, self.values = (room[:, :, :used] for room in self.room)
-
-
-def _cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
-    cache = DynamicCache(config=model.config)
-    # Sliding-window layers keep the bookkeeping of transformers.
-    cache.layers = [
-        _RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
-    return cache
-
-
 @dataclass(slots=True)
 class _Live:
-    """The rows still being sampled: where they came from, their cache, mask and next position."""
+    """The rows still being sampled: where they came from, and what goes on for them."""
 
     rows_b: Tensor
     finished_b: Tensor
-    mask_bT: Tensor
-    position_b: Tensor
     noise_bR: Tensor
-    cache: DynamicCache
+    steps: Steps
 
     def keep(self, index: Tensor) -> None:
-        for name in ("rows_b", "finished_b", "mask_bT", "position_b", "noise_bR"):
+        for name in ("rows_b", "finished_b", "noise_bR"):
             setattr(self, name, getattr(self, name)[index])
-        self.cache.batch_select_indices(index)
+        self.steps.keep(index)
 
 
 @contextmanager
@@ -117,13 +76,21 @@ class KVEngine:
     """Samples from `model` as it is at the time of the call; `load` copies weights into it."""
 
     def __init__(
-        self, model: PreTrainedModel, *, eos_id: int, pad_id: int, version: int = 0
+        self,
+        model: PreTrainedModel,
+        *,
+        eos_id: int,
+        pad_id: int,
+        version: int = 0,
+        path: Path = "auto",
     ) -> None:
+        """`path="plain"` takes the module's own forward for every token, `auto` the lean one where
+        it knows the architecture and answers the same."""
         self.model = model
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.version = version
-        self._head = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
+        self.path = path
 
     def load(self, state_dict: Mapping[str, Tensor], version: int) -> None:
         """Copy `state_dict` into the model; raises RuntimeError when names or shapes differ."""
@@ -184,46 +151,16 @@ class KVEngine:
                     if len(going) <= COMPACT_BELOW * len(tokens_b):
                         live.keep(going)
                         tokens_b = tokens_b[going]
-            logits_bV = self._step(live, tokens_b)
+            logits_bV = live.steps.step(tokens_b)
 
     def _prefill(self, prompts: PromptBatch, room: int, noise_BR: Tensor) -> tuple[_Live, Tensor]:
         # Padding common to all rows is cut: it would be computed, cached and attended to in vain.
         start = int(prompts.mask_BP.any(0).int().argmax())
         mask_BP = prompts.mask_BP[:, start:]
-        rows, width = mask_BP.shape
-        cache = _cache(self.model, width + room)
-        logits_BV = self._forward(
-            prompts.tokens_BP[:, start:].masked_fill(~mask_BP, 0),
-            mask_BP,
-            position_ids(mask_BP),
-            cache,
-        )
-        mask_BT = torch.cat([mask_BP, mask_BP.new_ones(rows, room)], dim=1)
+        rows = len(mask_BP)
+        network = lean_network(self.model) if self.path == "auto" else None
+        steps: Steps = PlainSteps(self.model) if network is None else LeanSteps(network)
+        logits_BV = steps.prefill(prompts.tokens_BP[:, start:], mask_BP, room)
         index_B = torch.arange(rows, device=mask_BP.device)
         finished_B = torch.zeros(rows, dtype=torch.bool, device=mask_BP.device)
-        live = _Live(index_B, finished_B, mask_BT, mask_BP.sum(-1), noise_BR, cache)
-        return live, logits_BV
-
-    def _step(self, live: _Live, tokens_b: Tensor) -> Tensor:
-        seen = live.cache.get_seq_length() + 1
-        logits_bV = self._forward(
-            tokens_b.unsqueeze(-1),
-            live.mask_bT[:, :seen],
-            live.position_b.unsqueeze(-1),
-            live.cache,
-        )
-        live.position_b = live.position_b + 1
-        return logits_bV
-
-    def _forward(
-        self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
-    ) -> Tensor:
-        out = self.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **self._head,
-        )
-        return out.logits[:, -1]
+        return _Live(index_B, finished_B, noise_BR, steps), logits_BV

@@ -1,0 +1,380 @@
+"""One forward a token with few operations: GPT-NeoX, Llama and its kin, GPT-2.
+
+A decoding step of a small model, or of a large one at a small batch, is not arithmetic but the cost
+of starting each operation, and a Hugging Face layer starts some fifty. Here it is about twenty, on
+weights laid out for it: queries, keys and values in one product, keys and values written to one
+cache, the rotation in place. What the layers compute is taken from the module itself; before the
+first use both paths answer the same prompts, and where they differ the plain path is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nplus.engines.steps import PlainSteps
+from nplus.models.lm import position_ids
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""How far the two paths' logits may be apart, in multiples of the largest."""
+
+Fn = Callable[[Tensor], Tensor]
+_ONEDNN = torch.ops.mkldnn
+
+
+class Linear:
+    """A weight [out, in] and a bias, on a CPU also as oneDNN wants to read the weight.
+
+    For some tens of rows that saves half the time, most of it the reordering of the weight.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.packed: Tensor | None = None
+        fits = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+        if fits and torch.backends.mkldnn.is_available() and hasattr(_ONEDNN, "_linear_pointwise"):
+            self.packed = _ONEDNN._reorder_linear_weight(self.weight.contiguous())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        found: Tensor = _ONEDNN._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One block; `qkv` gives all queries, then all keys, then all values."""
+
+    norm: Fn
+    second_norm: Fn
+    qkv: Linear
+    out: Linear
+    up: Linear
+    down: Linear
+    inner: Fn
+    """From what `up` gives to what `down` takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A causal model as `LeanSteps` runs it."""
+
+    embed: Fn
+    places: Fn | None
+    """Embeddings of positions, where they are added to the tokens'."""
+    angles: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+    """`cos, sin` of positions, where queries and keys are rotated."""
+    layers: tuple[Layer, ...]
+    norm: Fn
+    head: Linear
+    heads: int
+    groups: int
+    """Heads of keys and values."""
+    width: int
+    """Of a head."""
+    scale: float
+    parallel: bool
+    """Whether attention and feed-forward layer read the same residual."""
+
+
+def _linear(module: nn.Linear) -> Linear:
+    return Linear(module.weight, module.bias)
+
+
+def _neox(model: Any) -> Network | None:
+    config, trunk = model.config, model.gpt_neox
+    heads = config.num_attention_heads
+    width = config.hidden_size // heads
+
+    def apart(x: Tensor) -> Tensor:
+        """From query, key, value of each head to all queries, all keys, all values."""
+        return x.view(heads, 3, width, *x.shape[1:]).transpose(0, 1).flatten(0, 2).contiguous()
+
+    layers = []
+    for block in trunk.layers:
+        qkv = block.attention.query_key_value
+        layers.append(
+            Layer(
+                norm=block.input_layernorm,
+                second_norm=block.post_attention_layernorm,
+                qkv=Linear(apart(qkv.weight), None if qkv.bias is None else apart(qkv.bias)),
+                out=_linear(block.attention.dense),
+                up=_linear(block.mlp.dense_h_to_4h),
+                down=_linear(block.mlp.dense_4h_to_h),
+                inner=block.mlp.act,
+            )
+        )
+    return Network(
+        embed=trunk.embed_in,
+        places=None,
+        angles=trunk.rotary_emb,
+        layers=tuple(layers),
+        norm=trunk.final_layer_norm,
+        head=_linear(model.lm_head),
+        heads=heads,
+        groups=heads,
+        width=width,
+        scale=width**-0.5,
+        parallel=config.use_parallel_residual,
+    )
+
+
+def _llama(model: Any) -> Network | None:
+    config, trunk = model.config, model.model
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        return None
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return None
+    first = trunk.layers[0].self_attn
+
+    def stacked(*modules: nn.Linear) -> Linear:
+        biases = [m.bias for m in modules]
+        bias = None if biases[0] is None else torch.cat(biases)
+        return Linear(torch.cat([m.weight for m in modules]), bias)
+
+    layers = []
+    for block in trunk.layers:
+        attention, mlp = block.self_attn, block.mlp
+
+        def inner(both: Tensor, act: Fn = mlp.act_fn) -> Tensor:
+            gate, up = both.chunk(2, -1)
+            return act(gate) * up
+
+        layers.append(
+            Layer(
+                norm=block.input_layernorm,
+                second_norm=block.post_attention_layernorm,
+                qkv=stacked(attention.q_proj, attention.k_proj, attention.v_proj),
+                out=_linear(attention.o_proj),
+                up=stacked(mlp.gate_proj, mlp.up_proj),
+                down=_linear(mlp.down_proj),
+                inner=inner,
+            )
+        )
+    return Network(
+        embed=trunk.embed_tokens,
+        places=None,
+        angles=trunk.rotary_emb,
+        layers=tuple(layers),
+        norm=trunk.norm,
+        head=_linear(model.lm_head),
+        heads=config.num_attention_heads,
+        groups=config.num_key_value_heads,
+        width=first.head_dim,
+        scale=first.scaling,
+        parallel=False,
+    )
+
+
+def _gpt2(model: Any) -> Network | None:
+    config, trunk = model.config, model.transformer
+    if config.scale_attn_by_inverse_layer_idx:
+        return None
+
+    def turned(module: Any) -> Linear:
+        """GPT-2 keeps weights as [in, out]."""
+        return Linear(module.weight.T, module.bias)
+
+    layers = tuple(
+        Layer(
+            norm=block.ln_1,
+            second_norm=block.ln_2,
+            qkv=turned(block.attn.c_attn),
+            out=turned(block.attn.c_proj),
+            up=turned(block.mlp.c_fc),
+            down=turned(block.mlp.c_proj),
+            inner=block.mlp.act,
+        )
+        for block in trunk.h
+    )
+    return Network(
+        embed=trunk.wte,
+        places=trunk.wpe,
+        angles=None,
+        layers=layers,
+        norm=trunk.ln_f,
+        head=_linear(model.lm_head),
+        heads=config.n_head,
+        groups=config.n_head,
+        width=config.n_embd // config.n_head,
+        scale=trunk.h[0].attn.scaling,
+        parallel=False,
+    )
+
+
+FAMILIES: dict[str, Callable[[Any], Network | None]] = {
+    "gpt_neox": _neox,
+    "llama": _llama,
+    "mistral": _llama,
+    "qwen2": _llama,
+    "gpt2": _gpt2,
+}
+"""`model_type` to how its modules are read."""
+
+
+class LeanSteps:
+    """`Steps` on a `Network`."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    def prefill(self, tokens_BP: Tensor, mask_BP: Tensor, room: int) -> Tensor:
+        net, (rows, width) = self.network, mask_BP.shape
+        self.seen, space = width, width + room
+        tokens_BP = tokens_BP.masked_fill(~mask_BP, 0)
+        self.position_b = mask_BP.sum(-1)
+        states = self._embedded(tokens_BP, positions := position_ids(mask_BP))
+        lowest = torch.finfo(states.dtype).min
+        hidden_PP = torch.ones(width, width, dtype=torch.bool, device=mask_BP.device).triu(1)
+        hidden_BPP = hidden_PP | ~mask_BP[:, None]
+        mask_B1PP = states.new_zeros(rows, 1, width, width).masked_fill(hidden_BPP[:, None], lowest)
+        # What a step adds to the scores; None where there is no padding to hide.
+        padded = not bool(mask_BP.all())
+        self.bias_b1S = states.new_zeros(rows, 1, space) if padded else None
+        if self.bias_b1S is not None:
+            self.bias_b1S[:, 0, :width].masked_fill_(~mask_BP, lowest)
+        shape = (len(net.layers), 2, rows, net.groups, space, net.width)
+        self.cache = states.new_empty(shape)
+        turn = self._turn(states, positions)
+        for layer, cache in zip(net.layers, self.cache, strict=True):
+            states = self._layer(layer, cache, states, turn, 0, mask_B1PP)
+        return self._logits(states[:, -1])
+
+    def step(self, tokens_b: Tensor) -> Tensor:
+        start, self.seen = self.seen, self.seen + 1
+        positions_b1 = self.position_b[:, None]
+        states = self._embedded(tokens_b[:, None], positions_b1)
+        turn = self._turn(states, positions_b1)
+        with _many_small_products(states.device):
+            for layer, cache in zip(self.network.layers, self.cache, strict=True):
+                states = self._layer(layer, cache, states, turn, start, None)
+        self.position_b = self.position_b + 1
+        return self._logits(states[:, 0])
+
+    def keep(self, index: Tensor) -> None:
+        self.position_b = self.position_b[index]
+        self.cache = self.cache[:, :, index]
+        if self.bias_b1S is not None:
+            self.bias_b1S = self.bias_b1S[index]
+
+    def _embedded(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        states = self.network.embed(tokens_BT)
+        return states if self.network.places is None else states + self.network.places(positions_BT)
+
+    def _turn(self, states: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor] | None:
+        """[B, T, 1, R/2] `cos, sin`: the second half of HF's repeats the first."""
+        if self.network.angles is None:
+            return None
+        cos, sin = self.network.angles(states, positions_BT)
+        half = cos.shape[-1] // 2
+        return cos[..., None, :half], sin[..., None, :half]
+
+    def _logits(self, states_bD: Tensor) -> Tensor:
+        return self.network.head(self.network.norm(states_bD))
+
+    def _layer(
+        self,
+        layer: Layer,
+        cache: Tensor,
+        states: Tensor,
+        turn: tuple[Tensor, Tensor] | None,
+        start: int,
+        mask_B1TT: Tensor | None,
+    ) -> Tensor:
+        net = self.network
+        rows, length, _ = states.shape
+        qkv = layer.qkv(layer.norm(states)).view(rows, length, -1, net.width)
+        if turn is not None:
+            _rotate(qkv[:, :, : net.heads + net.groups], *turn)
+        stop = start + length
+        both = qkv[:, :, net.heads :].view(rows, length, 2, net.groups, net.width)
+        cache[:, :, :, start:stop] = both.permute(2, 0, 3, 1, 4)
+        mixed = self._attend(qkv[:, :, : net.heads], cache, stop, mask_B1TT)
+        attended = layer.out(mixed)
+        if net.parallel:
+            inner = layer.inner(layer.up(layer.second_norm(states)))
+            return layer.down(inner).add_(attended).add_(states)
+        attended += states
+        inner = layer.inner(layer.up(layer.second_norm(attended)))
+        return layer.down(inner).add_(attended)
+
+    def _attend(
+        self, query_BTHD: Tensor, cache: Tensor, stop: int, mask_B1TT: Tensor | None
+    ) -> Tensor:
+        """[B, T, H * D]: every query over the first `stop` keys."""
+        net = self.network
+        rows, length = query_BTHD.shape[:2]
+        keys, values = (x.flatten(0, 1)[:, :stop] for x in cache)
+        shared = net.heads // net.groups
+        query_NQD = (
+            query_BTHD.view(rows, length, net.groups, shared, net.width)
+            .permute(0, 2, 3, 1, 4)
+            .reshape(rows * net.groups, shared * length, net.width)
+        )
+        scores = torch.bmm(query_NQD, keys.transpose(1, 2)).mul_(net.scale)
+        if mask_B1TT is not None:
+            scores.view(rows, net.groups, shared, length, stop).add_(mask_B1TT[:, :, None])
+        elif self.bias_b1S is not None:
+            scores.view(rows, -1, stop).add_(self.bias_b1S[:, :, :stop])
+        mixed = torch.bmm(scores.softmax(-1), values)
+        return (
+            mixed.view(rows, net.groups, shared, length, net.width)
+            .permute(0, 3, 1, 2, 4)
+            .reshape(rows, length, -1)
+        )
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Turn the first 2r of each head's D numbers in place, the i-th with the (r + i)-th."""
+    half = cos.shape[-1]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    turned = torch.addcmul(first * cos, second, sin, value=-1.0)
+    second.mul_(cos).addcmul_(first, sin)
+    first.copy_(turned)
+
+
+@contextmanager
+def _many_small_products(device: torch.device) -> Iterator[None]:
+    """On a CPU, a query's batched products by MKL: oneDNN would copy the keys before each."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cpu":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@torch.no_grad()
+def lean_network(model: PreTrainedModel) -> Network | None:
+    """The model's weights as they are now, laid out for `LeanSteps`; None where the plain path is
+    to be taken: another architecture, or one that answers otherwise."""
+    read = FAMILIES.get(getattr(model.config, "model_type", ""))
+    if read is None or getattr(model, "nplus_lean", True) is False:
+        return None
+    network = read(model)  # anew: a fused optimiser step leaves no mark on a tensor
+    if network is not None and not hasattr(model, "nplus_lean"):
+        model.nplus_lean = _same(model, network)
+    return network if network is not None and model.nplus_lean else None
+
+
+def _same(model: PreTrainedModel, network: Network) -> bool:
+    """Whether both paths answer two prompts, one of them padded, and a token more, alike."""
+    device, vocabulary = model.device, model.config.vocab_size
+    tokens_BP = (torch.arange(10, device=device).view(2, 5) * 7 + 3) % vocabulary
+    mask_BP = torch.ones_like(tokens_BP, dtype=torch.bool)
+    mask_BP[0, :2] = False
+    next_B = torch.tensor([1, 2], device=device) % vocabulary
+    found = []
+    for steps in (PlainSteps(model), LeanSteps(network)):
+        found.append(torch.stack([steps.prefill(tokens_BP, mask_BP, 1), steps.step(next_B)]))
+    bound = TOLERANCE.get(model.dtype, 0.0) * max(1.0, float(found[0].abs().max()))
+    return bool((found[0] - found[1]).abs().max() <= bound)
