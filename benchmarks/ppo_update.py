@@ -29,6 +29,11 @@ BOUNDS = {"float32": 2e-3, "bfloat16": 0.2}
 (`make test-peers`)."""
 
 
+def corpus() -> list[str]:
+    """Made-up words, enough for a tokenizer of `VOCAB` tokens."""
+    return [" ".join(f"w{i * j % 1999}x{j}" for j in range(60)) for i in range(400)]
+
+
 def network(shape: str, codec: Codec) -> GPTNeoXForCausalLM:
     hidden, layers, heads = SHAPES[shape]
     torch.manual_seed(0)
@@ -67,8 +72,7 @@ def prompts(codec: Codec, count: int, length: int) -> tuple[list[str], list[list
 
 def build(root: Path, shape: str) -> dict[str, object]:
     """Models, tokenizer, prompts and scripted responses on disk, and what both programs share."""
-    corpus = [" ".join(f"w{i * j % 1999}x{j}" for j in range(60)) for i in range(400)]
-    codec = train_bpe(corpus, VOCAB)
+    codec = train_bpe(corpus(), VOCAB)
     codec.save(root / "tokenizer")
     policy = network(shape, codec)
     save_causal_lm(policy, root / "sft" / "model", codec.tokenizer)

@@ -209,6 +209,24 @@ def test_repeated_prompts_are_repeated_rows(engine):
     assert not torch.equal(differ.tokens_BR[0], differ.tokens_BR[1])
 
 
+def test_samples_of_a_prompt_read_it_once_and_are_as_if_alone(engine, network):
+    """Prompts of unlike padding, some twice and one thrice, in no order."""
+    order = torch.tensor([3, 0, 3, 1, 2, 0, 3])
+    noise_BR = noise(7, 8)
+    rows = []
+    watch = network.get_input_embeddings().register_forward_hook(
+        lambda module, args, out: rows.append(len(args[0]))
+    )
+    made = engine.generate(prompts().rows(order), sampling(8), noise_BR)
+    watch.remove()
+    assert max(rows[-8:-7]) == 4
+    assert set(rows[-7:]) == {7}
+    for row, which in enumerate(order.tolist()):
+        alone = engine.generate(prompts([TEXTS[which]]), sampling(8), noise_BR[[row]])
+        assert made.tokens_BR[row].tolist() == alone.tokens_BR[0].tolist()
+        assert torch.allclose(made.logprobs_BR[row], alone.logprobs_BR[0], atol=1e-4)
+
+
 def test_samples_follow_the_tempered_softmax(engine, network):
     rows, text = 4000, TEXTS[0]
     batch = prompts([text]).rows(torch.zeros(rows, dtype=torch.int64))

@@ -160,7 +160,27 @@ class KVEngine:
         rows = len(mask_BP)
         network = lean_network(self.model) if self.path == "auto" else None
         steps: Steps = PlainSteps(self.model) if network is None else LeanSteps(network)
-        logits_BV = steps.prefill(prompts.tokens_BP[:, start:], mask_BP, room)
+        tokens_BP = prompts.tokens_BP[:, start:]
+        first_U, of_B = _distinct(tokens_BP.masked_fill(~mask_BP, -1))
+        if len(first_U) == rows:
+            logits_BV = steps.prefill(tokens_BP, mask_BP, room)
+        else:  # several samples of a prompt read it once
+            logits_BV = steps.prefill(tokens_BP[first_U], mask_BP[first_U], room)[of_B]
+            steps.keep(of_B)
         index_B = torch.arange(rows, device=mask_BP.device)
         finished_B = torch.zeros(rows, dtype=torch.bool, device=mask_BP.device)
         return _Live(index_B, finished_B, noise_BR, steps), logits_BV
+
+
+def _distinct(rows_BP: Tensor) -> tuple[Tensor, Tensor]:
+    """`first_U, of_B`: where each distinct row stands first, and for each row which of them it
+    is."""
+    seen: dict[bytes, int] = {}
+    of, first = [], []
+    for b, row in enumerate(rows_BP.cpu().numpy()):
+        found = seen.setdefault(row.tobytes(), len(seen))
+        if found == len(first):
+            first.append(b)
+        of.append(found)
+    device = rows_BP.device
+    return torch.tensor(first, device=device), torch.tensor(of, device=device)
