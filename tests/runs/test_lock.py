@@ -47,7 +47,10 @@ def test_a_directory_made_for_nothing_is_gone(tmp_path):
     where = tmp_path / "a" / "run"
     with alone_in(where):
         assert where.is_dir()
-    assert not where.exists()
+    assert not where.parent.exists()
+    (tmp_path / "a").mkdir()
+    enter(where)
+    assert not any((tmp_path / "a").iterdir())
 
 
 def test_what_was_there_stays(tmp_path):

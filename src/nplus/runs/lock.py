@@ -28,10 +28,10 @@ def is_vacant(path: Path) -> bool:
 def alone_in(path: Path) -> Iterator[None]:
     """Be the only process in directory `path`, which is made if need be.
 
-    A directory made here in which nothing came to be is removed again. The lock ends with the
+    Directories made here in which nothing came to be are removed again. The lock ends with the
     process, however it ends. Raises InputError where another process holds it.
     """
-    made = not path.exists()
+    made = [where for where in (path, *path.parents) if not where.exists()]
     path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path / LOCK, timeout=PATIENCE):
@@ -41,7 +41,8 @@ def alone_in(path: Path) -> Iterator[None]:
                 if made and is_vacant(path):
                     (path / LOCK).unlink(missing_ok=True)  # the others see that it is not theirs
                     with contextlib.suppress(OSError):
-                        path.rmdir()
+                        for where in made:
+                            where.rmdir()
     except Timeout as error:
         raise InputError(
             f"{path}: another nplus process is at work in it; wait for that one, or name another "
