@@ -187,11 +187,14 @@ def _grid_process(tmp_path):
     """A grid of two cells side by side, in `tmp_path/g`."""
     script = tmp_path / "main.py"
     script.write_text(
+        "import signal\n"
         "from pathlib import Path\n"
         "import slow_road\n"
         "from nplus.recipes import recipe\n"
         "from nplus.stages.grid import Grid, crossed, resolve\n"
         "if __name__ == '__main__':\n"
+        # what a shell starts in the background ignores interrupts, and so do its children
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    configs = resolve(crossed([('a', ())], 2), lambda _: recipe('toy:tiny'))\n"
         "    Grid.open(Path('g'), 'ablate', 'toy:tiny').run(configs, slow_road.run, jobs=2)\n"
     )

@@ -72,3 +72,14 @@ def test_what_it_does_not_know_is_refused():
     made, mask = inputs(4, 4, 5, 5)
     with pytest.raises(ValueError, match=r"softcap.*attn_implementation=eager"):
         batched_attention(Layer(1), *made, mask, softcap=50.0)
+
+
+def test_under_autocast_a_row_without_any_key_is_finite():
+    """A padded query sees nothing; float32's lowest number is minus infinity in bfloat16."""
+    made, mask = inputs(4, 4, 5, 5, dtype=torch.float32)
+    mask[1, :, :2] = torch.finfo(torch.float32).min
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = batched_attention(Layer(1), *made, mask, scaling=1.0)
+    assert found.isfinite().all()
+    exact, _ = batched_attention(Layer(1), *made, mask, scaling=1.0)
+    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)

@@ -47,6 +47,9 @@ def batched_attention(
     scores_NTS = torch.bmm(scaled_NTD, keys_NSD.transpose(1, 2))
     if attention_mask is not None:
         mask_B11TS = attention_mask[:, :, None, :, :seen]
+        if mask_B11TS.dtype != scores_NTS.dtype:  # autocast: float32's lowest would be -inf
+            lowest = torch.finfo(scores_NTS.dtype).min
+            mask_B11TS = mask_B11TS.clamp(min=lowest).to(scores_NTS.dtype)
         scores_NTS.view(batch, groups, heads // groups, length, seen).add_(mask_B11TS)
     weights_NTS = scores_NTS.softmax(-1)
     if dropout:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nplus.batches import SharedPairBatch
-from nplus.models import attention as attention
+from nplus.models.trunk import last_states
 from nplus.ops.logprobs import entropy_from_logits, gather_logprobs, head_logprobs
 
 POSITIONS = ("real", "slots")
@@ -129,8 +129,18 @@ def response_hidden(
     """[B, R, D] last hidden states, of the columns that `response_logits` takes."""
     if not 0 < width < tokens_BT.shape[1]:
         raise ValueError(f"a response of {width} does not fit {tokens_BT.shape[1]} columns")
+    return trailing_hidden(model, tokens_BT, mask_BT, width + 1)[:, :-1]
+
+
+def trailing_hidden(
+    model: PreTrainedModel, tokens_BT: Tensor, mask_BT: Tensor, width: int
+) -> Tensor:
+    """[B, width, D] last hidden states of the last columns."""
     inputs = model_inputs(model, tokens_BT, mask_BT)
-    return model.base_model(**inputs).last_hidden_state[:, -(width + 1) : -1]
+    found = last_states(model.base_model, inputs, width)
+    if found is None:
+        found = model.base_model(**inputs).last_hidden_state[:, -width:]
+    return found
 
 
 def read_hidden(

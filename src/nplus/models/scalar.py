@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nplus.batches import SharedPairBatch
 from nplus.models.files import built_aside, load_complete, require_weights
-from nplus.models.lm import model_inputs, set_dropout, shared_inputs
+from nplus.models.lm import model_inputs, set_dropout, shared_inputs, trailing_hidden
 from nplus.records import InputError
 
 SHIFT_KEY = "nplus_reward_shift"
@@ -114,7 +114,8 @@ class ScalarModel(torch.nn.Module):
         """
         if not 0 < width < tokens_BT.shape[1]:
             raise ValueError(f"a response of {width} does not fit {tokens_BT.shape[1]} columns")
-        return self.head(self.hidden(tokens_BT, mask_BT)[:, -(width + 1) : -1])
+        hidden_BRH = trailing_hidden(self.network, tokens_BT, mask_BT, width + 1)[:, :-1]
+        return self.head(hidden_BRH)
 
     def scores(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """[B] float32, read at the last real token, wherever the padding is (Detail D4)."""
