@@ -50,6 +50,7 @@ test-peers: $(INSTALLED) $(PEER_NAMES:%=$(PEERS)/%/.installed)  ## The numbers a
 bench: $(INSTALLED) $(PEERS)/trl-1.12.0/.installed  ## Speed against other systems, in turns
 	$(BIN)/python benchmarks/ppo_update.py --shape A
 	$(BIN)/python benchmarks/ppo_update.py --shape B
+	$(BIN)/python benchmarks/generation.py --case A-64 A-128 A-64-long A-8-samples
 
 $(PEERS)/%/.installed: tests/peers/requirements-%.txt
 	$(PYTHON) -m venv --clear $(@D)
