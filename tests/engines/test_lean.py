@@ -17,7 +17,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from nplus.engines import lean
+from nplus.engines import families, lean
 from nplus.engines.lean import LeanSteps, lean_network
 from nplus.engines.steps import PlainSteps
 
@@ -165,6 +165,22 @@ def test_a_module_that_answers_otherwise_takes_the_plain_path():
     assert lean_network(model) is None
     assert model.nplus_lean is False
     assert lean_network(model) is None
+
+
+def test_a_layer_that_is_more_than_its_weight_takes_the_plain_path():
+    class Adapted(torch.nn.Linear):
+        """As an adapter would be that starts at 0."""
+
+    model = build("llama")
+    assert lean_network(model) is not None
+    model.model.layers[1].self_attn.k_proj.__class__ = Adapted
+    assert lean_network(model) is None
+
+
+def test_where_bfloat16_cannot_be_packed_it_is_not(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not families._packs(torch.bfloat16)
+    assert families._packs(torch.float32) == torch.backends.mkldnn.is_available()
 
 
 def test_the_precision_of_products_is_as_before():

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -137,6 +138,17 @@ def test_a_killed_job_is_one_message_and_the_rest_is_kept(tmp_path, runner):
     )
     assert sum(skipped) >= 2
     assert [e.status for e in entries].count("complete") == 5
+
+
+def test_a_job_killed_between_two_cells_is_told_alike(tmp_path, runner):
+    def kill(entry, state):
+        if state == "done":
+            for child in multiprocessing.active_children():
+                child.kill()
+                child.join()
+
+    with pytest.raises(JobKilledError, match="a job was killed"):
+        open_grid(tmp_path).run(configs_of(2), runner, jobs=2, on_cell=kill)
 
 
 def test_bad_input_leaves_nothing(tmp_path, runner):

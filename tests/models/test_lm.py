@@ -1,5 +1,6 @@
 """Forwards are compared with plain, unpadded calls of transformers; saving with plain loading."""
 
+import copy
 import json
 
 import pytest
@@ -282,9 +283,12 @@ def test_smollm_speaks(tmp_path, monkeypatch):
 def test_a_plain_head_gives_what_the_logits_give(causal, monkeypatch):
     assert plain_head(causal) is causal.get_output_embeddings()
     assert "nplus_head" not in causal.state_dict()
+    causal.set_output_embeddings(copy.deepcopy(causal.get_output_embeddings()))
+    assert plain_head(causal) is causal.get_output_embeddings()
     with torch.no_grad():
         found = response_logprobs(causal, *padded(3), 4, temperature=0.7)
-        monkeypatch.setattr(causal, "nplus_head", (None,))
+        monkeypatch.setattr("nplus.models.lm.PLAIN_HEADS", ())
+        del causal.nplus_head
         expected = response_logprobs(causal, *padded(3), 4, temperature=0.7)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4)

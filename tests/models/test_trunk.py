@@ -136,6 +136,9 @@ def test_what_it_leaves_out_takes_the_modules_own():
     assert last_states(model.base_model, inputs, 3) is None
     assert last_states(model.eval().base_model, inputs, 3) is not None
     set_dropout(model.train(), 0.0)
+    handle = model.base_model.layers[1].register_forward_hook(lambda *_: None)
+    assert last_states(model.base_model, inputs, 3) is None
+    handle.remove()
     model.gradient_checkpointing_enable()
     assert last_states(model.base_model, inputs, 3) is None
 

@@ -158,3 +158,26 @@ def test_what_autograd_keeps_does_not_grow_with_the_vocabulary():
         return sum(sizes)
 
     assert kept(20) == kept(2_000)
+
+
+def test_an_excluded_id_adds_no_entropy():
+    hidden, weight, shift, tokens = head()
+    shift[3] = -math.inf
+    tokens[tokens == 3] = 0
+    _, entropy = head_logprobs(hidden, weight, shift, tokens)
+    expected = entropy_from_logits(torch.nn.functional.linear(hidden, weight, shift)[None])[0]
+    torch.testing.assert_close(entropy, expected)
+
+
+def test_bfloat16_weights_lose_nothing_to_the_number_of_pieces(monkeypatch):
+    hidden, weight, _, tokens = (
+        x.bfloat16() if x is not None and x.is_floating_point() else x for x in head(rows=300)
+    )
+
+    def gradient(size):
+        monkeypatch.setattr(logprobs, "_rows_at_a_time", lambda vocabulary, device: size)
+        leaf = weight.clone().requires_grad_()
+        found, _ = head_logprobs(hidden, leaf, None, tokens)
+        return torch.autograd.grad(found.sum(), leaf)[0].float()
+
+    torch.testing.assert_close(gradient(2), gradient(300), rtol=0.02, atol=0.05)

@@ -176,7 +176,9 @@ def _run(
     jobs = jobs or _jobs_for(configs)
 
     def write_so_far() -> None:
-        write(grid, [grid.entries[cell.name, cell.seed] for cell in configs])
+        known = [grid.entries.get((cell.name, cell.seed)) for cell in configs]
+        if entries := [entry for entry in known if entry is not None]:
+            write(grid, entries)
 
     try:
         entries = grid.run(

@@ -139,7 +139,7 @@ class KVEngine:
                 logits_bV, live.noise_bR[:, r], temperature=sampling.temperature
             )
             tokens_BR[live.rows_b, r] = tokens_b
-            logprobs_BR[live.rows_b, r] = logprobs_b
+            logprobs_BR[live.rows_b, r] = logprobs_b.to(logprobs_BR.dtype)
             if r + 1 == sampling.response_length:
                 return
             if sampling.stop == "eos":

@@ -174,9 +174,12 @@ def plain_head(model: PreTrainedModel) -> torch.nn.Linear | None:
 
     None for other architectures than those of `PLAIN_HEADS`, and where a try says otherwise.
     """
-    if not hasattr(model, "nplus_head"):
-        model.nplus_head = (_plain_head(model),)  # in a tuple: no submodule of the model
-    return model.nplus_head[0]
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    tried, found = getattr(model, "nplus_head", ((), None))  # in tuples: no submodules of the model
+    if tried != (head,):
+        found = (_plain_head(model),)
+        model.nplus_head = ((head,), found)
+    return found[0]
 
 
 @torch.no_grad()

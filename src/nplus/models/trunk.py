@@ -29,8 +29,8 @@ def last_states(trunk: Any, inputs: Mapping[str, Any], width: int) -> Tensor | N
     """[B, width, D]: the trunk's last hidden states, after the final norm, of the last columns.
 
     `inputs` are those of `model_inputs`. None where the module's own forward is to be taken:
-    another architecture or attention, dropout, hooks or checkpointing in the blocks, or a try that
-    came out otherwise.
+    another architecture or attention, dropout, hooks on blocks or checkpointing, or a try that came
+    out otherwise.
     """
     block = BLOCKS.get(getattr(trunk.config, "model_type", ""))
     if block is None or trunk.config._attn_implementation != NAME or _does_more(trunk):
@@ -149,6 +149,8 @@ BLOCKS: dict[str, Block] = {"gpt_neox": _neox, "llama": _llama, "mistral": _llam
 def _does_more(trunk: Any) -> bool:
     """Whether a forward of the module would do what this one leaves out."""
     if getattr(trunk, "gradient_checkpointing", False) and trunk.training:
+        return True
+    if any(block._forward_hooks or block._forward_pre_hooks for block in trunk.layers):
         return True
     config = trunk.config
     if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):

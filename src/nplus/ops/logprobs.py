@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 TEMPERATURE_EPS = 1e-7
 """Detail E5: added to every temperature, in sampling and in every log-prob."""
@@ -92,18 +93,22 @@ class _HeadLogprobs(torch.autograd.Function):
             logp_nV = scaled_nV.log_softmax(-1)
             logprobs_N[rows] = logp_nV.gather(1, tokens_N[rows, None])[:, 0]
             total_N[rows] = chosen_n - logprobs_N[rows]
-            entropy_N[rows] = -torch.linalg.vecdot(logp_nV.exp(), logp_nV)
+            p_nV = logp_nV.exp()
+            if bias_V is not None:  # which may exclude ids: 0 * -inf is NaN
+                logp_nV = logp_nV.masked_fill_(p_nV == 0, 0.0)
+            entropy_N[rows] = -torch.linalg.vecdot(p_nV, logp_nV)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, tokens_N, total_N)
         ctx.mark_non_differentiable(entropy_N)
         return logprobs_N, entropy_N
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, tokens_N, total_N = ctx.saved_tensors
         grad_ND = torch.empty_like(hidden_ND)
-        grad_VD, grad_V = torch.zeros_like(weight_VD), None
-        if bias_V is not None:
-            grad_V = torch.zeros_like(bias_V)
+        # Many pieces add up: in the weight's own type, if narrow, their sum would lose digits.
+        grad_VD = torch.zeros_like(weight_VD, dtype=grad_N.dtype)
+        grad_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=grad_N.dtype)
         scaled_N = grad_N * ctx.scale
         with torch.autocast(hidden_ND.device.type, enabled=False):
             weight = weight_VD.to(ctx.dtype)
@@ -122,7 +127,9 @@ class _HeadLogprobs(torch.autograd.Function):
                     grad_VD.addmm_(narrow_nV.T, narrow_nD)
                 else:
                     grad_VD += narrow_nV.T @ narrow_nD
-        return grad_ND, grad_VD, grad_V, None, None, None
+        if grad_V is not None and bias_V is not None:
+            grad_V = grad_V.to(bias_V.dtype)
+        return grad_ND, grad_VD.to(weight_VD.dtype), grad_V, None, None, None
 
     @staticmethod
     def pieces(

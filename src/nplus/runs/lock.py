@@ -33,18 +33,20 @@ def alone_in(path: Path) -> Iterator[None]:
     """
     made = [where for where in (path, *path.parents) if not where.exists()]
     path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / LOCK)
     try:
-        with FileLock(path / LOCK, timeout=PATIENCE):
-            try:
-                yield
-            finally:
-                if made and is_vacant(path):
-                    (path / LOCK).unlink(missing_ok=True)  # the others see that it is not theirs
-                    with contextlib.suppress(OSError):
-                        for where in made:
-                            where.rmdir()
+        lock.acquire(timeout=PATIENCE)
     except Timeout as error:
         raise InputError(
             f"{path}: another nplus process is at work in it; wait for that one, or name another "
             "directory with --out"
         ) from error
+    try:
+        yield
+    finally:
+        if made and is_vacant(path):
+            (path / LOCK).unlink(missing_ok=True)  # a waiting process sees that it is not its own
+            with contextlib.suppress(OSError):
+                for where in made:
+                    where.rmdir()
+        lock.release()

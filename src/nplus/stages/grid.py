@@ -190,6 +190,12 @@ class Grid:
                     self.entries[cell.name, cell.seed] = entry
             try:
                 self._run_cells(order, configs, runner, jobs, fresh, on_cell, on_round)
+            except BrokenProcessPool as error:
+                self._interrupt()
+                raise JobKilledError(
+                    f"{self.path}: a job was killed, perhaps for memory; what is complete is kept: "
+                    f"run the same command again, with fewer --jobs than {jobs}"
+                ) from error
             except BaseException:
                 self._interrupt()
                 raise
@@ -223,13 +229,7 @@ class Grid:
                 ended: dict[Cell, Attempt] = {}
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     cell = running.pop(future)
-                    try:
-                        came = future.result()
-                    except BrokenProcessPool as error:
-                        raise JobKilledError(
-                            f"{self.path}: a job was killed, perhaps for memory; what is complete "
-                            f"is kept: run the same command again, with fewer --jobs than {jobs}"
-                        ) from error
+                    came = future.result()
                     hopeless = came.bad_input and not self._worked(cell.seed, came)
                     (refused if hopeless else ended)[cell] = came
                 if refused and not running:

@@ -107,6 +107,7 @@ def run_road(
     root.open(config.recipe)
     preflight(config)
     with alone_in(out):
+        root.open(config.recipe)  # again: another may have been at work in it until now
         _run_stages(root, config, names, until, console or Console())
     return root
 
