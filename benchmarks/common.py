@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,6 @@ class Program:
         spec = scratch / f"{self.name.replace(' ', '-')}.json"
         spec.write_text(json.dumps(self.spec))
         quiet = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "CUDA_VISIBLE_DEVICES": ""}
-        # Made once: its own threads, as every program chooses them.
         self.process = subprocess.Popen(
             [str(python or sys.executable), str(ROOT / "benchmarks/programs" / self.file), spec],
             env=os.environ | TUNED_MALLOC | quiet,
@@ -84,11 +84,18 @@ class Program:
         raise SystemExit(f"{self.name} ended early (exit code {self.process.wait()})")
 
 
-def run(programs: list[Program], repeats: int, warmup: int = 1) -> None:
-    """All programs ready, then in turns; the first `warmup` rounds do not count."""
+def run(
+    programs: list[Program],
+    repeats: int,
+    check: Callable[[], Any] = lambda: None,
+    warmup: int = 1,
+) -> None:
+    """All programs ready, `check` of what they computed, then in turns; the first `warmup` rounds
+    do not count."""
     with tempfile.TemporaryDirectory() as scratch:
         for program in programs:
             program.start(Path(scratch))
+        check()
         for step in range(warmup + repeats):
             for program in programs:
                 found = program.go()
@@ -115,14 +122,14 @@ def summary(program: Program) -> dict[str, Any]:
     }
 
 
-def require_parity(programs: list[Program], bound: float) -> dict[str, float]:
-    """Relative differences of what the programs computed before they were timed, to the first.
+def require_parity(programs: list[Program], bounds: Sequence[float]) -> dict[str, float]:
+    """Relative differences of what the programs computed before they are timed, to the first.
 
-    Ends the benchmark where one is above `bound`: it would compare different work.
+    Ends the benchmark where one is above its program's bound: it would compare different work.
     """
     ours = programs[0].ready["parity"]
     found = {}
-    for other in programs[1:]:
+    for other, bound in zip(programs[1:], bounds[1:], strict=True):
         theirs = other.ready["parity"]
         for name, value in ours.items():
             scale = max(abs(value), abs(theirs[name]), 1e-6)

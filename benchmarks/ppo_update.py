@@ -167,8 +167,9 @@ def main() -> None:
                 )
                 for precision in args.precision
             ]
-        run(programs, args.repeats)
-    parity = require_parity(programs, BOUNDS["bfloat16"])
+        bounds = [BOUNDS[program.name.split()[-1]] for program in programs]
+        run(programs, args.repeats, lambda: require_parity(programs, bounds))
+    parity = require_parity(programs, bounds)
     rows = [summary(program) for program in programs]
     for row in rows:
         parts = "  ".join(

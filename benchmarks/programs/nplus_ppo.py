@@ -26,18 +26,17 @@ from nplus.stages.context import Context
 class Scripted:
     """An engine that gives each prompt the response of the script."""
 
-    def __init__(self, engine, by_key):
-        self.engine, self.by_key = engine, by_key
+    def __init__(self, model, by_key):
+        self.model, self.by_key = model, by_key
 
     def generate(self, prompts, sampling, noise_BR):
-        drawn = self.engine.generate(prompts, sampling, noise_BR)
         tokens_BR = torch.tensor([self.by_key[key] for key in prompts.keys])
         mask_BR = torch.ones_like(tokens_BR, dtype=torch.bool)
-        found = Generation(prompts, tokens_BR, mask_BR, drawn.logprobs_BR, 0)
+        found = Generation(prompts, tokens_BR, mask_BR, torch.zeros(tokens_BR.shape), 0)
         tokens_BT, mask_BT = found.sequences()
         with torch.no_grad():
             logprobs_BR, _ = stage.response_logprobs(
-                self.engine.model, tokens_BT, mask_BT, tokens_BR.shape[1], temperature=0.7
+                self.model, tokens_BT, mask_BT, tokens_BR.shape[1], temperature=sampling.temperature
             )
         return Generation(prompts, tokens_BR, mask_BR, logprobs_BR, 0)
 
@@ -59,7 +58,7 @@ def main(spec_file):
     start = {name: p.detach().clone() for name, p in trainer.policy.named_parameters()}
     by_key = {f"p{i}": response for i, response in enumerate(spec["responses"])}
     plain = ctx.engine
-    ctx.engine = lambda model: Scripted(plain(model), by_key)
+    ctx.engine = lambda model: Scripted(model, by_key)
     found = trainer.update(0).metrics
     ctx.engine = plain
     moved = torch.stack(

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from nplus.models.trunk import has_windows
+
 Fn = Callable[[Tensor], Tensor]
 _ONEDNN = torch.ops.mkldnn
 
@@ -133,9 +135,7 @@ def _neox(model: Any) -> Network | None:
 
 def _llama(model: Any) -> Network | None:
     config, trunk = model.config, model.model
-    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
-        return None
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+    if has_windows(config):
         return None
     first = trunk.layers[0].self_attn
 

@@ -19,9 +19,7 @@ from transformers import PreTrainedModel
 from nplus.engines.families import FAMILIES, Layer, Network, NotPlainError
 from nplus.engines.steps import PlainSteps
 from nplus.models.lm import position_ids
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""How far the two paths' logits may be apart, in multiples of the largest."""
+from nplus.models.trunk import hidden_pairs, is_alike, turn_of
 
 
 class LeanSteps:
@@ -36,15 +34,12 @@ class LeanSteps:
         tokens_BP = tokens_BP.masked_fill(~mask_BP, 0)
         self.position_b = mask_BP.sum(-1)
         states = self._embedded(tokens_BP, positions := position_ids(mask_BP))
-        lowest = torch.finfo(states.dtype).min
-        hidden_PP = torch.ones(width, width, dtype=torch.bool, device=mask_BP.device).triu(1)
-        hidden_BPP = hidden_PP | ~mask_BP[:, None]
-        mask_B1PP = states.new_zeros(rows, 1, width, width).masked_fill(hidden_BPP[:, None], lowest)
+        mask_B1PP = hidden_pairs(mask_BP, states.dtype)[:, None]
         # What a step adds to the scores; None where there is no padding to hide.
         padded = not bool(mask_BP.all())
         self.bias_b1S = states.new_zeros(rows, 1, space) if padded else None
         if self.bias_b1S is not None:
-            self.bias_b1S[:, 0, :width].masked_fill_(~mask_BP, lowest)
+            self.bias_b1S[:, 0, :width].masked_fill_(~mask_BP, torch.finfo(states.dtype).min)
         shape = (len(net.layers), 2, rows, net.groups, space, net.width)
         self.cache = states.new_empty(shape)
         turn = self._turn(states, positions)
@@ -74,12 +69,9 @@ class LeanSteps:
         return states if self.network.places is None else states + self.network.places(positions_BT)
 
     def _turn(self, states: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor] | None:
-        """[B, T, 1, R/2] `cos, sin`: the second half of HF's repeats the first."""
         if self.network.angles is None:
             return None
-        cos, sin = self.network.angles(states, positions_BT)
-        half = cos.shape[-1] // 2
-        return cos[..., None, :half], sin[..., None, :half]
+        return turn_of(*self.network.angles(states, positions_BT))
 
     def _logits(self, states_bD: Tensor) -> Tensor:
         return self.network.head(self.network.norm(states_bD))
@@ -183,5 +175,4 @@ def _same(model: PreTrainedModel, network: Network) -> bool:
     found = []
     for steps in (PlainSteps(model), LeanSteps(network)):
         found.append(torch.stack([steps.prefill(tokens_BP, mask_BP, 1), steps.step(next_B)]))
-    bound = TOLERANCE.get(model.dtype, 0.0) * max(1.0, float(found[0].abs().max()))
-    return bool((found[0] - found[1]).abs().max() <= bound)
+    return is_alike(found[1], found[0])
