@@ -98,6 +98,7 @@ def ours(precision: str, micro: int, extra: list[str]) -> list[str]:
     """Settings as after --set."""
     return [
         "ppo.profile=trl",
+        "ppo.normalise=global",  # TRL's mean of one micro-batch, the whole minibatch
         "compute.device=cpu",
         "compute.matmul_precision=medium",
         "model.attn_implementation=batched",
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="A")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--micro", type=int, default=16, help="rows of one forward, ours")
+    parser.add_argument("--micro", type=int, default=32, help="rows of one forward, ours")
     parser.add_argument("--rival-micro", type=int, default=64, help="rows of one forward, theirs")
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--no-rival", action="store_true", help="time nplus alone")

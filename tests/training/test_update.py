@@ -144,7 +144,7 @@ def test_a_broken_loss_leaves_the_weights_untouched(broken):
     assert first_moment.tolist() == pytest.approx([0.1 * 2.0, -0.1 * 4.0])
 
 
-def two_networks(beside, broken=False):
+def two_networks(workers, broken=False):
     """Two parameters with an objective each; gradients, metrics and the threads that worked."""
     weights = {name: nn.Parameter(torch.tensor([w])) for name, w in (("a", 2.0), ("b", -3.0))}
     optimizers = [Watched([(name, w)], OptimConfig()) for name, w in weights.items()]
@@ -152,7 +152,7 @@ def two_networks(beside, broken=False):
 
     def of(name):
         def objective(micro):
-            seen.append((name, threading.get_ident(), torch.get_num_threads()))
+            seen.append((micro, threading.get_ident(), torch.get_num_threads()))
             loss = (weights[name] * micro).square().sum()
             if broken and name == "b" and micro == 5.0:
                 loss = loss * math.nan
@@ -162,31 +162,47 @@ def two_networks(beside, broken=False):
         return objective
 
     metrics = update(
-        [1.0, 5.0],
-        counts=lambda _: {"a": 1.0, "b": 1.0},
+        [1.0, 5.0, 3.0, 1.0],
+        counts=lambda micro: {"a": micro, "b": micro},
         objectives=[of("a"), of("b")],
         optimizers=optimizers,
-        beside=beside,
+        workers=workers,
     )
     values = {name: metric.value for name, metric in metrics.items()}
     return [o.gradients[0].item() for o in optimizers], values, seen
 
 
-def test_objectives_side_by_side_come_to_the_same():
+@pytest.fixture
+def two_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        apart, alone = two_networks(True), two_networks(False)
-        assert apart[:2] == alone[:2]
-        assert {(name, threads) for name, _, threads in apart[2]} == {("a", 1), ("b", 1)}
-        assert threading.get_ident() not in {thread for _, thread, _ in apart[2]}
-        assert {(thread, n) for _, thread, n in alone[2]} == {(threading.get_ident(), 2)}
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    yield
+    torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("beside", [True, False])
-def test_a_broken_loss_beside_another_moves_neither(beside):
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("workers", [2, 3, 9])
+def test_workers_come_to_what_one_comes_to(workers):
+    shared, alone = two_networks(workers), two_networks(1)
+    # d/dw of the sum of (w m)^2 over m = 1, 5, 3, 1, by a count of 10
+    assert alone[0] == pytest.approx([2 * 2.0 * 36 / 10, 2 * -3.0 * 36 / 10])
+    assert shared[0] == pytest.approx(alone[0])
+    assert shared[1] == pytest.approx(alone[1])
+    assert threading.get_ident() not in {thread for _, thread, _ in shared[2]}
+    assert {n for _, _, n in shared[2]} == {1}
+    assert {(thread, n) for _, thread, n in alone[2]} == {(threading.get_ident(), 2)}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_two_workers_have_as_much_to_do():
+    by_thread = {}
+    for micro, thread, _ in two_networks(2)[2]:
+        by_thread.setdefault(thread, []).append(micro)
+    assert sorted(map(sorted, by_thread.values())) == [[1.0, 1.0, 1.0, 1.0, 3.0, 3.0], [5.0, 5.0]]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_broken_loss_beside_another_moves_neither(workers):
     with pytest.raises(NonFiniteLossError, match="loss is nan; the weights are as before"):
-        two_networks(beside, broken=True)
+        two_networks(workers, broken=True)

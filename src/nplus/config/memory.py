@@ -9,7 +9,8 @@ What is counted, in bytes, for `n` parameters over `W` processes:
     cache       keys and values of one rollout forward: 2 * layers * kv width * rows * (P + R)
     activations of one micro-batch, kept for the backward: `activation_bytes`
 
-Not counted: the allocator's waste, the kernels' work space, the CUDA context (about 1 GiB).
+Not counted: the allocator's waste, the kernels' work space, the CUDA context (about 1 GiB), and on
+a CPU the second worker of `compute.side_by_side`, with gradients and activations of its own.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ class ComputeConfig(Config):
     threads: int | None = None
     """CPU threads of torch; None leaves torch's choice."""
     side_by_side: bool = True
-    """On a CPU, train PPO's policy and critic at the same time, each on half the threads."""
+    """On a CPU, let two workers share a minibatch's micro-batches in PPO's update, each on half the
+    threads, with gradients of its own."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """`torch.set_float32_matmul_precision`."""
     autocast: Literal["none", "bfloat16"] = "none"

@@ -71,7 +71,8 @@ class LeanSteps:
     def _turn(self, states: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.network.angles is None:
             return None
-        return turn_of(*self.network.angles(states, positions_BT))
+        cos_BTr, sin_BTr = turn_of(*self.network.angles(states, positions_BT))
+        return cos_BTr[:, :, None], sin_BTr[:, :, None]
 
     def _logits(self, states_bD: Tensor) -> Tensor:
         return self.network.head(self.network.norm(states_bD))

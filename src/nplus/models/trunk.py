@@ -9,20 +9,31 @@ queries do not look at keys that come after them only to have them masked.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nplus.models.attention import NAME
+from nplus.ops.attention import SPLIT, Turn, rotary_attention
 
-SPLIT = 64
-"""Columns from which on the first half of the queries is attended apart from the second."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """How far a try may be from the module's own forward, in multiples of its largest number."""
 
-Turn = tuple[Tensor, Tensor]
-Block = Callable[[Any, Tensor, Turn, Tensor, int], Tensor]
+Projection = tuple[Tensor, Tensor | None]
+"""Weight and bias."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What every block's attention needs to know of the rows."""
+
+    turn: Turn
+    mask_BTT: Tensor
+
+
+Block = Callable[[Any, Tensor, Sight, int], Tensor]
 
 
 def last_states(trunk: Any, inputs: Mapping[str, Any], width: int) -> Tensor | None:
@@ -43,15 +54,18 @@ def last_states(trunk: Any, inputs: Mapping[str, Any], width: int) -> Tensor | N
 def _last_states(trunk: Any, block: Block, inputs: Mapping[str, Any], width: int) -> Tensor:
     embed = trunk.get_input_embeddings()
     states_BTD = embed(inputs["input_ids"])
-    turn = turn_of(*trunk.rotary_emb(states_BTD, inputs["position_ids"]))
+    cos_BTr, sin_BTr = turn_of(*trunk.rotary_emb(states_BTD, inputs["position_ids"]))
     device, dtype = states_BTD.device.type, states_BTD.dtype
-    if torch.is_autocast_enabled(device):  # of the scores, whose lowest number is wanted
+    if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    mask_BTT = hidden_pairs(inputs["attention_mask"].bool(), dtype)
+    sight = Sight(
+        (cos_BTr.mT.to(dtype).contiguous(), sin_BTr.mT.to(dtype).contiguous()),
+        hidden_pairs(inputs["attention_mask"].bool(), torch.promote_types(dtype, torch.float32)),
+    )
     *early, last = trunk.layers
     for each in early:
-        states_BTD = block(each, states_BTD, turn, mask_BTT, states_BTD.shape[1])
-    states_BTD = block(last, states_BTD, turn, mask_BTT, width)
+        states_BTD = block(each, states_BTD, sight, states_BTD.shape[1])
+    states_BTD = block(last, states_BTD, sight, width)
     norm = trunk.final_layer_norm if hasattr(trunk, "final_layer_norm") else trunk.norm
     found: Tensor = norm(states_BTD)
     return found
@@ -67,57 +81,51 @@ def hidden_pairs(mask_BT: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def turn_of(cos_BTR: Tensor, sin_BTR: Tensor) -> Turn:
-    """`cos, sin` [B, T, 1, R/2]: the second half of transformers' repeats the first."""
+    """`cos, sin` [B, T, R/2]: the second half of transformers' repeats the first."""
     half = cos_BTR.shape[-1] // 2
-    return cos_BTR[:, :, None, :half], sin_BTR[:, :, None, :half]
+    return cos_BTR[..., :half], sin_BTR[..., :half]
 
 
-def _turned(x_BTHD: Tensor, turn: Turn) -> Tensor:
-    """Rotary positions: the i-th number of each head is turned with the (R/2 + i)-th."""
-    cos, sin = turn
-    half = cos.shape[-1]
-    first, second, rest = x_BTHD.split([half, half, x_BTHD.shape[-1] - 2 * half], dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
-
-
-def _attend(query_BTHD: Tensor, key_BSKD: Tensor, value_BSKD: Tensor, mask_BSS: Tensor) -> Tensor:
-    """[B, T, H * D]: the last T of S columns look at those before them; K divides H."""
-    rows, length, heads, width = query_BTHD.shape
-    seen, groups = key_BSKD.shape[1:3]
-    shared = heads // groups
-    query = (query_BTHD * width**-0.5).view(rows, length, groups, shared, width)
-    query = query.permute(0, 2, 3, 1, 4)  # [B, K, H/K, T, D]
-    key, value = (
-        x.transpose(1, 2).reshape(rows * groups, seen, width) for x in (key_BSKD, value_BSKD)
+def _attended(
+    states_BTD: Tensor,
+    query: Projection,
+    keys_values: Projection,
+    sight: Sight,
+    kept: int,
+    heads: int,
+) -> Tensor:
+    """[B, kept, H * D]: the last columns look at all that they see."""
+    rows, width = len(states_BTD), len(query[0]) // heads
+    late_ND = states_BTD[:, -kept:].flatten(0, 1)
+    found_CN = rotary_attention(
+        query[0] @ late_ND.T,
+        keys_values[0] @ states_BTD.flatten(0, 1).T,
+        None if query[1] is None else (query[1], keys_values[1]),
+        sight.turn,
+        sight.mask_BTT,
+        heads=heads,
+        groups=len(keys_values[0]) // (2 * width),
     )
-
-    def part(start: int, stop: int) -> Tensor:
-        """[B, K, H/K, t, D]: queries `start` to `stop` over the keys up to the last of them."""
-        reach = seen - length + stop
-        some = query[:, :, :, start:stop].reshape(rows * groups, -1, width)
-        scores = torch.bmm(some, key[:, :reach].transpose(1, 2))
-        added = mask_BSS[:, None, None, seen - length + start : reach, :reach]
-        scores.view(rows, groups, shared, stop - start, reach).add_(added)
-        mixed = torch.bmm(scores.softmax(-1), value[:, :reach])
-        return mixed.view(rows, groups, shared, stop - start, width)
-
-    if length == seen and length >= SPLIT:
-        middle = length // 2
-        mixed = torch.cat([part(0, middle), part(middle, length)], dim=3)
-    else:
-        mixed = part(0, length)
-    return mixed.permute(0, 3, 1, 2, 4).reshape(rows, length, heads * width)
+    return found_CN.T.view(rows, kept, -1)
 
 
-def _neox(block: Any, states_BTD: Tensor, turn: Turn, mask_BTT: Tensor, kept: int) -> Tensor:
+def _neox(block: Any, states_BTD: Tensor, sight: Sight, kept: int) -> Tensor:
     attention = block.attention
-    rows, length, _ = states_BTD.shape
-    qkv = attention.query_key_value(block.input_layernorm(states_BTD))
-    query, key, value = qkv.view(rows, length, -1, 3, attention.head_size).unbind(3)
-    late = tuple(x[:, -kept:] for x in turn)
-    states_BTD, query = states_BTD[:, -kept:], query[:, -kept:]
-    mixed = _attend(_turned(query, late), _turned(key, turn), value, mask_BTT)
+    qkv, size = attention.query_key_value, attention.head_size
+    heads = qkv.out_features // (3 * size)
+
+    def apart(x: Tensor | None) -> tuple[Any, Any]:
+        """From query, key and value of each head to the queries, and the keys and values."""
+        if x is None:
+            return None, None
+        by_part = x.view(heads, 3, size, *x.shape[1:]).transpose(0, 1)
+        return by_part[0].flatten(0, 1), by_part[1:].flatten(0, 2)
+
+    (weight_q, weight_kv), (bias_q, bias_kv) = apart(qkv.weight), apart(qkv.bias)
+    normed = block.input_layernorm(states_BTD)
+    mixed = _attended(normed, (weight_q, bias_q), (weight_kv, bias_kv), sight, kept, heads)
     attended = attention.dense(mixed)
+    states_BTD = states_BTD[:, -kept:]
     if block.use_parallel_residual:
         inner: Tensor = block.mlp(block.post_attention_layernorm(states_BTD))
         return inner + attended + states_BTD
@@ -126,17 +134,18 @@ def _neox(block: Any, states_BTD: Tensor, turn: Turn, mask_BTT: Tensor, kept: in
     return found
 
 
-def _llama(block: Any, states_BTD: Tensor, turn: Turn, mask_BTT: Tensor, kept: int) -> Tensor:
+def _llama(block: Any, states_BTD: Tensor, sight: Sight, kept: int) -> Tensor:
     attention = block.self_attn
-    normed = block.input_layernorm(states_BTD)
-
-    def heads(x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], -1, attention.head_dim)
-
-    key, value = heads(attention.k_proj(normed)), heads(attention.v_proj(normed))
-    query = heads(attention.q_proj(normed[:, -kept:]))
-    late = tuple(x[:, -kept:] for x in turn)
-    mixed = _attend(_turned(query, late), _turned(key, turn), value, mask_BTT)
+    query, key, value = attention.q_proj, attention.k_proj, attention.v_proj
+    bias_kv = None if key.bias is None else torch.cat([key.bias, value.bias])
+    mixed = _attended(
+        block.input_layernorm(states_BTD),
+        (query.weight, query.bias),
+        (torch.cat([key.weight, value.weight]), bias_kv),
+        sight,
+        kept,
+        query.out_features // attention.head_dim,
+    )
     states_BTD = states_BTD[:, -kept:] + attention.o_proj(mixed)
     found: Tensor = states_BTD + block.mlp(block.post_attention_layernorm(states_BTD))
     return found
@@ -144,6 +153,13 @@ def _llama(block: Any, states_BTD: Tensor, turn: Turn, mask_BTT: Tensor, kept: i
 
 BLOCKS: dict[str, Block] = {"gpt_neox": _neox, "llama": _llama, "mistral": _llama, "qwen2": _llama}
 """`model_type` to what a block computes; a try on the module itself has the last word."""
+
+
+def _projections(block: Any) -> tuple[Any, ...]:
+    """The layers whose weights are read apart from their module: adapters change what they do."""
+    if hasattr(block, "attention"):
+        return (block.attention.query_key_value,)
+    return block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj
 
 
 def has_windows(config: Any) -> bool:
@@ -159,6 +175,8 @@ def _does_more(trunk: Any) -> bool:
     if getattr(trunk, "gradient_checkpointing", False) and trunk.training:
         return True
     if any(block._forward_hooks or block._forward_pre_hooks for block in trunk.layers):
+        return True
+    if any(type(module) is not torch.nn.Linear for b in trunk.layers for module in _projections(b)):
         return True
     config = trunk.config
     if has_windows(config):

@@ -46,11 +46,13 @@ def minibatches(
     seed: int,
     step: int,
     all_sum: Callable[[Tensor], Tensor] = lambda x: x,
+    workers: int = 1,
 ) -> Iterator[list[PPOBatch]]:
     """Every epoch a fresh permutation, split into minibatches, each into micro-batches (Detail G1).
 
     Within a minibatch rows are sorted by length: the sums do not care, the padding does. A mean of
-    micro-batch means (`normalise=micro`) does care, and keeps the permutation's order.
+    micro-batch means (`normalise=micro`) does care, and keeps the permutation's order; else there
+    is a micro-batch for each of the `workers` at least.
     """
     whitens = cfg.whiten_advantages and cfg.whitening_scope == "minibatch"
     size = len(batch) // cfg.num_mini_batches
@@ -63,7 +65,10 @@ def minibatches(
             minibatch = batch.rows(index)
             if whitens:
                 minibatch = ppo.whitened(minibatch, cfg, all_sum)
-            yield [trimmed(micro) for micro in minibatch.split(cfg.micro_batch_size)]
+            rows = cfg.micro_batch_size
+            if cfg.normalise == "global":
+                rows = min(rows, -(-len(minibatch) // workers))
+            yield [trimmed(micro) for micro in minibatch.split(rows)]
 
 
 def trimmed(batch: PPOBatch) -> PPOBatch:
@@ -86,19 +91,20 @@ def train_on(
     """All optimiser steps of one update; also the figures of the first, before it moved."""
     cfg = ctx.config.ppo
     objectives = _objectives(policy, critic, ctx)
-    beside = _goes_beside(ctx, len(objectives))
+    workers = _workers(ctx)
     metrics: dict[str, Metric] = {}
     first: dict[str, float] = {}
     ratios: list[float] = []
-    for micros in minibatches(batch, cfg, ctx.seed, step, ctx.topology.collectives.sum):
+    all_sum = ctx.topology.collectives.sum
+    for micros in minibatches(batch, cfg, ctx.seed, step, all_sum, workers=workers):
         found = update(
             micros,
             counts=ppo.counts,
             objectives=objectives,
             optimizers=list(optimizers.values()),
             normalise=cfg.normalise,
-            all_sum=ctx.topology.collectives.sum,
-            beside=beside,
+            all_sum=all_sum,
+            workers=workers,
         )
         metrics = merge([metrics, found])
         ratios.append(found["val/ratio"].value)
@@ -142,10 +148,10 @@ def _objectives(
     return [of_policy, of_values]
 
 
-def _goes_beside(ctx: Context, networks: int) -> bool:
-    """Whether the networks train side by side: on a CPU's threads, and drawing no dropout."""
-    on_cpu = ctx.device.type == "cpu" and torch.get_num_threads() >= networks > 1
-    return ctx.config.compute.side_by_side and on_cpu and not ctx.config.model.dropout
+def _workers(ctx: Context) -> int:
+    """Two on a CPU that has threads for them, where nothing is drawn in a forward; else one."""
+    on_cpu = ctx.device.type == "cpu" and torch.get_num_threads() > 1
+    return 2 if ctx.config.compute.side_by_side and on_cpu and not ctx.config.model.dropout else 1
 
 
 def prompts_of(
