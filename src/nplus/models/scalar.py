@@ -119,10 +119,12 @@ class ScalarModel(torch.nn.Module):
 
     def scores(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """[B] float32, read at the last real token, wherever the padding is (Detail D4)."""
-        hidden_BTH = self.hidden(tokens_BT, mask_BT)
-        last_B = mask_BT.shape[1] - 1 - mask_BT.flip(-1).int().argmax(-1) - self.tokens_back
-        rows_B = torch.arange(len(last_B), device=last_B.device)
-        return self.head(hidden_BTH[rows_B, last_B])
+        length = mask_BT.shape[1]
+        read_B = length - 1 - mask_BT.flip(-1).int().argmax(-1) - self.tokens_back
+        width = length - max(0, int(read_B.min()))
+        hidden_BWH = trailing_hidden(self.network, tokens_BT, mask_BT, width)
+        rows_B = torch.arange(len(read_B), device=read_B.device)
+        return self.head(hidden_BWH[rows_B, read_B - (length - width)])
 
     def pair_scores(self, batch: SharedPairBatch) -> Tensor:
         """[2N] float32: the chosen responses' scores, then the rejected ones', query read once."""
