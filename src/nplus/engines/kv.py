@@ -35,13 +35,14 @@ def sample_tokens(
     loses the tail of a large vocabulary. Never an id of probability 0, also for noise 0 or 1.
     """
     scaled_BV = temper(logits_BV, temperature)
-    cdf_BV = scaled_BV.double().softmax(-1).cumsum(-1)
+    below_BV = scaled_BV - scaled_BV.amax(-1, keepdim=True)
+    cdf_BV = below_BV.exp().cumsum(-1, dtype=torch.float64)
     total_B1 = cdf_BV[:, -1:]
-    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
-    level_B1 = torch.minimum(noise_B.double().unsqueeze(-1) * total_B1, below_B1)
+    reach_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
+    level_B1 = torch.minimum(noise_B.double().unsqueeze(-1) * total_B1, reach_B1)
     # NaN logits exceed nothing: the clamp keeps the index valid, the log-prob shows the NaN.
     tokens_B1 = torch.searchsorted(cdf_BV, level_B1, right=True).clamp(max=cdf_BV.shape[1] - 1)
-    logprobs_B1 = scaled_BV.gather(-1, tokens_B1) - scaled_BV.logsumexp(-1, keepdim=True)
+    logprobs_B1 = (below_BV.gather(-1, tokens_B1) - total_B1.log()).to(scaled_BV.dtype)
     return tokens_B1.squeeze(-1), logprobs_B1.squeeze(-1)
 
 
