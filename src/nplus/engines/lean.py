@@ -44,7 +44,8 @@ class LeanSteps:
         self.cache = states.new_empty(shape)
         turn = self._turn(states, positions)
         for layer, cache in zip(net.layers, self.cache, strict=True):
-            states = self._layer(layer, cache, states, turn, 0, mask_B1PP)
+            read = 1 if layer is net.layers[-1] else width  # columns, after this block
+            states = self._layer(layer, cache, states, turn, 0, mask_B1PP[:, :, -read:])
         return self._logits(states[:, -1])
 
     def step(self, tokens_b: Tensor) -> Tensor:
@@ -86,6 +87,7 @@ class LeanSteps:
         start: int,
         mask_B1TT: Tensor | None,
     ) -> Tensor:
+        """The states after a block, of the columns that the mask has rows for."""
         net = self.network
         rows, length, _ = states.shape
         qkv = layer.qkv(layer.norm(states)).view(rows, length, -1, net.width)
@@ -94,7 +96,10 @@ class LeanSteps:
         stop = start + length
         both = qkv[:, :, net.heads :].view(rows, length, 2, net.groups, net.width)
         cache[:, :, :, start:stop] = both.permute(2, 0, 3, 1, 4)
-        mixed = self._attend(qkv[:, :, : net.heads], cache, stop, mask_B1TT)
+        if mask_B1TT is not None:
+            length = mask_B1TT.shape[2]
+        states = states[:, -length:]
+        mixed = self._attend(qkv[:, -length:, : net.heads], cache, stop, mask_B1TT)
         attended = layer.out(mixed)
         if net.parallel:
             inner = layer.inner(layer.up(layer.second_norm(states)))
