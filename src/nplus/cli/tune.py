@@ -35,10 +35,11 @@ def tune(
         raise InputError(f"--device {device}: must be one of {', '.join(DEVICES)}")
     if show and force:
         raise InputError("--show measures nothing and --force measures again; give one of them")
-    name = _device(device)
 
     from nplus.stages.tuning import cache
+    from nplus.stages.tuning.measure import require_device
 
+    name = require_device(device)
     machine = cache.this_machine(name)
     found, missing = cache.read(machine)
     if show and found is None:
@@ -55,18 +56,6 @@ def tune(
     path = cache.write(found)
     _print(found, as_json)
     typer.echo(f"kept in {path}", err=True)
-
-
-def _device(asked: str) -> str:
-    """`cpu` or `cuda`. Raises InputError where CUDA is asked for and not there."""
-    import torch
-
-    from nplus.records import InputError
-
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise InputError("--device cuda: torch finds no CUDA device here; take --device cpu")
-    return asked if asked != "auto" else ("cuda" if there else "cpu")
 
 
 def _measured(device: str) -> Tuning:

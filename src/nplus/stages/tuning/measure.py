@@ -12,6 +12,7 @@ import torch
 
 from nplus.config import ComputeConfig
 from nplus.config.tuning import Tuning
+from nplus.records import InputError
 from nplus.stages.compute import resolve_device
 from nplus.stages.tuning.allocator import measure_allocator
 from nplus.stages.tuning.cache import cores, this_machine
@@ -38,6 +39,14 @@ PROBES: dict[str, tuple[Callable[[Bench], None], ...]] = {
     # Threads and the allocator are a CPU's.
     "cuda": (measure_precision, measure_attention, measure_autocast, measure_rows),
 }
+
+
+def require_device(asked: str) -> str:
+    """`cpu` or `cuda`, of these and `auto`. Raises InputError where there is no CUDA device."""
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise InputError("--device cuda: torch finds no CUDA device here; take --device cpu")
+    return asked if asked != "auto" else ("cuda" if there else "cpu")
 
 
 def measure(

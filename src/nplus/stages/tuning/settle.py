@@ -44,8 +44,8 @@ class Settled:
         words = [device]
         if device == "cpu":
             threads = compute.threads or torch.get_num_threads()
-            beside = " side by side" if compute.side_by_side and threads > 1 else ""
-            words.append(f"{threads} thread{'s' if threads > 1 else ''}{beside}")
+            words.append(f"{threads} thread{'s' if threads > 1 else ''}")
+            words += ["networks side by side"] if compute.side_by_side and threads > 1 else []
         words.append(f"{compute.matmul_precision} products")
         words.append(f"{self.config.model.attn_implementation} attention")
         if device == "cpu":
