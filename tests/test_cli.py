@@ -82,6 +82,7 @@ def test_the_options_of_a_command_stay_a_handful():
         "evaluate": {"--against"},
         "ablate": {"--seeds", "--jobs", "--out", "--recipe", "--flip", "--set", "--config"},
         "scale": {"--sizes", "--seeds", "--jobs", "--out", "--set", "--config"},
+        "tune": {"--show", "--json", "--force", "--device"},
     }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nplus.config import ComputeConfig
-from nplus.stages import pretrain
+from nplus.stages import compute, pretrain
 from nplus.stages.compute import forward_precision, resolve_device
 
 
@@ -36,6 +36,31 @@ def test_a_cache_size_of_the_users_own_stays(unchanged, monkeypatch):
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
     resolve_device(ComputeConfig(device="cpu"))
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+
+
+@pytest.mark.parametrize("key", ["threads", "side_by_side", "matmul_precision", "allocator"])
+def test_what_is_not_settled_is_refused(unchanged, key):
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError, match="not settled"):
+        resolve_device(ComputeConfig(device="cpu", **{key: "auto"}))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("one_arena", [(-3, 1 << 30), (-1, 1 << 30), (-8, 1)]),
+        ("keep", [(-3, 1 << 30), (-1, 1 << 30)]),
+        ("system", []),
+    ],
+)
+def test_the_allocator_is_told_what_the_setting_says(unchanged, monkeypatch, kind, expected):
+    told = []
+    monkeypatch.setattr(compute, "glibc_mallopt", lambda: lambda *option: told.append(option))
+    resolve_device(ComputeConfig(device="cpu", allocator=kind))
+    assert told == expected  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX of malloc.h
+    monkeypatch.setattr(compute, "glibc_mallopt", lambda: None)
+    resolve_device(ComputeConfig(device="cpu", allocator=kind))  # another C library
 
 
 @pytest.mark.parametrize(("autocast", "dtype"), [("none", "float32"), ("bfloat16", "bfloat16")])

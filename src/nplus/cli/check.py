@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,7 @@ def check(
     cfg = resolve(recipe, config, sets, seed)
     plan = [*_plan(cfg, world_size), *_memory(cfg, world_size)]
     typer.echo(dump_yaml(cfg))
-    typer.echo("\n".join([*plan, *_semantics(cfg)]))
+    typer.echo("\n".join([*plan, *_autos(cfg), *_semantics(cfg)]))
     typer.echo(f"# stages: {', '.join(cfg.stage_names())}")
     typer.echo(f"# config hash: {config_hash(cfg)}")
 
@@ -41,6 +42,18 @@ def recipes() -> None:
     width = max(map(len, RECIPES))
     for name in RECIPES:
         typer.echo(f"{name:{width}}  {summary(name)}")
+
+
+def _autos(cfg: RunConfig) -> Iterator[str]:
+    """Which settings are settled only when it runs."""
+    from nplus.config.auto import auto_keys
+    from nplus.config.load import default_of
+
+    for key in auto_keys(cfg):
+        yield (
+            f"# {key}: what `nplus tune` found on the machine that runs it, "
+            f"else {json.dumps(default_of(key))}"
+        )
 
 
 def _semantics(cfg: RunConfig) -> Iterator[str]:

@@ -188,6 +188,7 @@ def _run(
             version=key_of(VERSIONS),
             on_cell=_announce(console, list(configs)),
             on_round=write_so_far,
+            on_note=lambda note: console.print(note, style="yellow", markup=False),
         )
     except (KeyboardInterrupt, JobKilledError) as stopped:
         write_so_far()

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from nplus import __version__
-from nplus.cli import check, details, evaluate, grid, run
+from nplus.cli import check, details, evaluate, grid, run, tune
 from nplus.records import InputError
 
 
@@ -80,3 +80,4 @@ app.command("report")(run.report)
 app.command("evaluate")(evaluate.evaluate)
 app.command("ablate")(grid.ablate)
 app.command("scale")(grid.scale)
+app.command("tune")(tune.tune)

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from nplus.config.auto import AUTO, AUTO_KEYS
 from nplus.config.base import Config
 from nplus.config.profiles import PROFILES, profile_tree
 from nplus.config.run import RunConfig
@@ -49,17 +50,15 @@ def load_config(
 ) -> RunConfig:
     """`recipe_config` changed by a YAML file, then by each `a.b=c` of `sets`, and validated again.
 
-    `data=PATH` is short for `data.data=PATH` and `data.source=files`. Every unknown key and every
-    wrong value is named in one `InputError`.
+    `data=PATH` is short for `data.data=PATH` and `data.source=files`, `compute=auto` for `auto` in
+    every key of `AUTO_KEYS`. Every unknown key and every wrong value is named in one `InputError`.
     """
     layers = [(str(config_file), _read_yaml(config_file))] if config_file else []
     layers += [(f"--set {text}", _parse_set(text)) for text in sets]
     merged = _with_profile(recipe_config.model_dump(), [tree for _, tree in layers])
     problems: list[str] = []
     for source, tree in layers:
-        if isinstance(tree.get("data"), str):
-            tree = {**tree, "data": {"data": tree["data"], "source": "files"}}
-        tree, wrong = _known_only(RunConfig, tree)
+        tree, wrong = _known_only(RunConfig, _unabbreviated(tree))
         problems += [f"{source}: {problem}" for problem in wrong]
         merged = _merge(merged, tree)
     if merged["recipe"] != recipe_config.recipe:
@@ -74,6 +73,18 @@ def load_config(
     if problems:
         raise InputError(_listed(problems))
     return config
+
+
+def _unabbreviated(tree: Tree) -> Tree:
+    """`tree` with `data=PATH` and `compute=auto` written out."""
+    if isinstance(tree.get("data"), str):
+        tree = {**tree, "data": {"data": tree["data"], "source": "files"}}
+    if tree.get("compute") == AUTO:
+        tree = {name: value for name, value in tree.items() if name != "compute"}
+        for key in AUTO_KEYS:
+            part, _, name = key.partition(".")
+            tree = _merge({part: {name: AUTO}}, tree)  # a key that stands beside it wins
+    return tree
 
 
 def _with_profile(base: Tree, layers: Sequence[Tree]) -> Tree:

@@ -74,16 +74,16 @@ def activation_bytes(
     norms' outputs, query, key and value, attention's output as computed and as a contiguous copy;
     the feed-forward layer's inner values before and after the nonlinearity (gated: four of them).
     `eager` attention adds, per head and pair of positions, the float32 softmax and its copy in the
-    computing precision, `batched` the softmax in that precision alone. No activation checkpointing.
-    Counted like Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1), without its dropout masks
-    and scores.
+    computing precision, `batched` the softmax in that precision alone; `auto` counts as `eager`,
+    which it may come to. No activation checkpointing. Counted like Korthikanti et al. 2022 (arXiv
+    2205.05198, section 4.1), without its dropout masks and scores.
     """
     h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     residuals = h * (1 if shape.parallel else 2) * precision.stored
     inner = shape.feed_forward * (4 if shape.gated else 2)
     computed = (2 * h + (q + 2 * kv) + 2 * q + inner) * precision.computed
     scores = 0
-    if attention == "eager":
+    if attention in ("eager", "auto"):
         copy = precision.computed if precision.computed < BYTES["float32"] else 0
         scores = shape.heads * tokens * (BYTES["float32"] + copy)
     elif attention == "batched":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from nplus.config.base import Config
 
@@ -25,8 +25,9 @@ class ModelConfig(Config):
     """Run code that comes with the model. Off unless asked for."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Parameter type."""
-    attn_implementation: Literal["eager", "sdpa", "batched"] = "sdpa"
-    """Attention: transformers' own, or `batched`, the same as `eager` in fewer passes."""
+    attn_implementation: Literal["eager", "sdpa", "batched", "auto"] = "sdpa"
+    """Attention: transformers' own, or `batched`, the same as `eager` in fewer passes; `auto`: what
+    `nplus tune` found under the run's precision, else `sdpa`."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of every dropout of every trained model (Detail B1: 0)."""
     positions: Literal["real", "slots"] = "real"
@@ -35,16 +36,40 @@ class ModelConfig(Config):
 
 
 class ComputeConfig(Config):
-    """Numerics and threads of the process."""
+    """Numerics and threads of the process.
+
+    `auto` is what `nplus tune` found on this machine, settled when a run begins and kept by its
+    directory; where it has not run, the default. `compute=auto` is short for all that know it,
+    attention included.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA where there is one."""
-    threads: int | None = None
-    """CPU threads of torch; None leaves torch's choice."""
-    side_by_side: bool = True
+    threads: int | Literal["auto"] | None = None
+    """CPU threads of torch, a number or `auto`; None leaves torch's choice."""
+    side_by_side: bool | Literal["auto"] = True
     """On a CPU, let two workers share a minibatch's micro-batches in PPO's update, each on half the
-    threads, with gradients of its own."""
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """`torch.set_float32_matmul_precision`."""
+    threads, with gradients of its own; `auto` as tuned."""
+    matmul_precision: Literal["highest", "high", "medium", "auto"] = "highest"
+    """`torch.set_float32_matmul_precision`; `auto`: the fastest whose products err like
+    `highest`'s, as tuned."""
     autocast: Literal["none", "bfloat16"] = "none"
     """Autocast of training forwards outside PPO; log-softmax stays in float32."""
+    allocator: Literal["one_arena", "keep", "system", "auto"] = "one_arena"
+    """Freed memory on a CPU with glibc: kept for all threads together, kept by each thread for
+    itself, or as the system does it; `auto` as tuned."""
+
+    @field_validator("threads", mode="before")
+    @classmethod
+    def _threads(cls, value: Any) -> Any:
+        number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if number or value in (None, "auto"):
+            return value
+        raise ValueError(f"given {value!r}; must be a number of at least 1, auto or null")
+
+    @field_validator("side_by_side", mode="before")
+    @classmethod
+    def _side_by_side(cls, value: Any) -> Any:
+        if isinstance(value, bool) or value == "auto":
+            return value
+        raise ValueError(f"given {value!r}; must be true, false or auto")

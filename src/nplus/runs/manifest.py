@@ -105,6 +105,8 @@ class Manifest:
     code_version: str = ""
     packages: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
+    compute: str = ""
+    """How the process computed, as the run printed it."""
     started: str = ""
     finished: str = ""
     seconds: float = 0.0

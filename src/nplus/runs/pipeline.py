@@ -41,6 +41,10 @@ class Pipeline:
     config: Mapping[str, Any]
     seed: int
     device: str = "cpu"
+    compute: str = ""
+    """How the process computes, in a line."""
+    auto: Mapping[str, Any] = field(default_factory=dict)
+    """What settings left to `auto` have come to, by dotted key."""
     on_stage: Callable[[str, StageDir, str], None] = lambda name, where, state: None
     """Told `(stage, directory, "run" | "skip" | "done")`."""
     keys: dict[str, str] = field(default_factory=dict)
@@ -89,6 +93,7 @@ class Pipeline:
             code_version=code_version(),
             packages=package_versions(),
             device=self.device,
+            compute=self.compute,
             started=_now(),
         )
         manifest.write(where.manifest_path)
@@ -126,4 +131,4 @@ class Pipeline:
 
     def _index(self) -> None:
         names = {name: where.path.name for name, where in self.dirs.items()}
-        self.root.write_index(self.recipe, self.config, names)
+        self.root.write_index(self.recipe, self.config, names, self.auto)

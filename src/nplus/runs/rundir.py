@@ -185,7 +185,8 @@ class RunRoot:
         return StageDir(self.path / f"{name}-{key[:8]}")
 
     def index(self) -> dict[str, Any]:
-        """`{recipe, config, stages: {name: directory name}}` of the latest invocation."""
+        """`{recipe, config, stages: {name: directory name}}` of the latest invocation, and `auto`
+        where some invocation left settings to it: what they came to, by dotted key."""
         if not self.index_path.is_file():
             raise InputError(f"{self.path}: not a run directory (no {self.index_path.name})")
         index: dict[str, Any] = json.loads(self.index_path.read_text(encoding="utf-8"))
@@ -229,8 +230,20 @@ class RunRoot:
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
+    def autos(self) -> dict[str, Any]:
+        """What settings left to `auto` came to in this run; empty before it began."""
+        found: dict[str, Any] = self.index().get("auto", {}) if self.index_path.is_file() else {}
+        return found
+
     def write_index(
-        self, recipe: str, config: Mapping[str, Any], stages: Mapping[str, str]
+        self,
+        recipe: str,
+        config: Mapping[str, Any],
+        stages: Mapping[str, str],
+        auto: Mapping[str, Any] | None = None,
     ) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.index_path, {"recipe": recipe, "config": config, "stages": dict(stages)})
+        index = {"recipe": recipe, "config": config, "stages": dict(stages)}
+        if auto:
+            index["auto"] = dict(auto)
+        write_json(self.index_path, index)

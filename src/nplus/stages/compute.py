@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -15,16 +16,26 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _GIB = 1 << 30
 
 
+def device_name(cfg: ComputeConfig) -> str:
+    """`cpu` or `cuda`: what `compute.device` comes to here."""
+    if cfg.device != "auto":
+        return cfg.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def resolve_device(cfg: ComputeConfig) -> torch.device:
-    """The device of `compute.device`, with threads, precision and allocator set for the process."""
+    """The device of `compute.device`, with threads, precision and allocator set for the process.
+
+    Raises ValueError where a setting is still `auto`: `stages/tuning/settle.py` is for these.
+    """
+    if "auto" in (cfg.threads, cfg.matmul_precision, cfg.allocator, cfg.side_by_side):
+        raise ValueError(f"not settled: {cfg}")
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     torch.set_float32_matmul_precision(cfg.matmul_precision)
-    name = cfg.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = device_name(cfg)
     if name == "cpu":
-        _keep_freed_memory()
+        set_allocator(cfg.allocator)
         # Read once, before the first matrix product: the cache of compiled kernels holds one for
         # every shape seen (1,024 of them by default), and generation sees a new shape every step.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -44,15 +55,28 @@ def seed_dropout(cfg: ModelConfig, seed: int, name: str, step: int) -> None:
         torch.manual_seed(int(stream(seed, "dropout", name, step).integers(1 << 62)))
 
 
-def _keep_freed_memory() -> None:
-    """Tell glibc to reuse large blocks instead of giving each back and faulting it in again.
+def set_allocator(kind: str) -> None:
+    """Tell glibc what to do with freed memory, for the rest of the process; elsewhere a no-op.
 
-    A training step frees and asks for the same tensors over and over; elsewhere a no-op.
+    A training step frees and asks for the same tensors over and over. `keep`: large blocks are
+    reused instead of each being given back and faulted in again; `one_arena`: so are those of other
+    threads, whose own memory would be given back all the same; `system`: nothing is changed.
     """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
+    if kind == "system":
+        return
+    mallopt = glibc_mallopt()
+    if mallopt is None:
         return
     mallopt(_M_MMAP_THRESHOLD, _GIB)
     mallopt(_M_TRIM_THRESHOLD, _GIB)
-    mallopt(_M_ARENA_MAX, 1)  # other threads' own memory would be given back all the same
+    if kind == "one_arena":
+        mallopt(_M_ARENA_MAX, 1)
+
+
+def glibc_mallopt() -> Callable[[int, int], int] | None:
+    """glibc's `mallopt`; None where the C library is another."""
+    try:
+        found: Callable[[int, int], int] = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return None
+    return found

@@ -27,7 +27,9 @@ from nplus.records import InputError
 from nplus.runs import RunRoot, StageDir, alone_in, key_of
 from nplus.runs.lock import is_vacant
 from nplus.runs.manifest import write_json
-from nplus.stages.road import outside_inputs
+from nplus.stages.road import SPEED_KEYS, outside_inputs
+from nplus.stages.tuning.cache import cores
+from nplus.stages.tuning.settle import settle
 from nplus.stages.workers import Attempt, Runner, attempt, workers
 
 
@@ -111,6 +113,8 @@ class Grid:
     """The command that it belongs to."""
     recipe: str
     entries: dict[tuple[str, int], Entry] = field(default_factory=dict)
+    auto: dict[str, Any] = field(default_factory=dict)
+    """What settings left to `auto` have come to, alike in all cells."""
 
     @property
     def index_path(self) -> Path:
@@ -147,6 +151,7 @@ class Grid:
         for row in state["cells"]:
             cell = Cell(row.pop("name"), tuple(row.pop("sets")), row.pop("seed"))
             self.entries[cell.name, cell.seed] = Entry(cell, **row)
+        self.auto = state.get("auto", {})
         return state
 
     def root(self, seed: int) -> RunRoot:
@@ -167,13 +172,15 @@ class Grid:
         version: str = "",
         on_cell: Callable[[Entry, str], None] = lambda entry, state: None,
         on_round: Callable[[], None] = lambda: None,
+        on_note: Callable[[str], None] = lambda note: None,
     ) -> list[Entry]:
         """Run every cell that is not complete; the entries of `configs`, seed by seed.
 
         One job runs them in that order. Several run side by side in processes of their own, never
         two of a seed; `runner` must then be picklable. `version` is what a result depends on
         beside the config. `on_cell` is told `(entry, "run" | "skip" | "done")`; `on_round` is
-        called when the last cell of a seed has ended, with several jobs the last of a name.
+        called when the last cell of a seed has ended, with several jobs the last of a name;
+        `on_note` is told what the user should know of settings left to `auto`.
 
         An exception of a cell is its result and the grid goes on, but for KeyboardInterrupt and
         for an InputError before any stage of the grid is complete. Raises JobKilledError when a
@@ -183,6 +190,7 @@ class Grid:
             fresh = not self.index_path.exists()
             if not fresh:
                 self._read()  # another process may have gone on with it since it was opened
+            configs = self._settled(configs, jobs, on_note)
             order = sorted(configs, key=lambda cell: cell.seed)
             for cell in order:
                 entry = Entry(cell, cell_key(configs[cell], version))
@@ -200,6 +208,22 @@ class Grid:
                 self._interrupt()
                 raise
         return [self.entries[cell.name, cell.seed] for cell in order]
+
+    def _settled(
+        self, configs: Mapping[Cell, RunConfig], jobs: int, on_note: Callable[[str], None]
+    ) -> dict[Cell, RunConfig]:
+        """The configs without `auto`, which is the same in all cells, now and later."""
+        found: dict[Cell, RunConfig] = {}
+        told = False
+        for cell, config in configs.items():
+            settled = settle(config, self.auto, most_threads=max(1, cores() // jobs))
+            self.auto = {**settled.autos, **self.auto}
+            found[cell] = settled.config
+            if settled.autos and not told:  # the others follow the first
+                told = True
+                for note in settled.notes:
+                    on_note(note)
+        return found
 
     def _run_cells(
         self,
@@ -312,7 +336,8 @@ class Grid:
     def _save(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         cells = [_row(entry) for entry in self.entries.values()]
-        write_json(self.index_path, {"kind": self.kind, "recipe": self.recipe, "cells": cells})
+        state = {"kind": self.kind, "recipe": self.recipe, "cells": cells}
+        write_json(self.index_path, state | ({"auto": self.auto} if self.auto else {}))
 
 
 def _next(waiting: Sequence[Cell], running: Iterable[Cell], jobs: int) -> Cell | None:
@@ -329,8 +354,11 @@ def _round(cell: Cell, jobs: int) -> str | int:
 
 
 def cell_key(config: RunConfig, version: str = "") -> str:
-    """A hash of the settings, of `version`, and of the content of data files."""
-    return key_of(config.model_dump(mode="json"), version, outside_inputs(config))
+    """A hash of the settings but for speed, of `version`, and of the content of data files."""
+    settings = config.model_dump(mode="json")
+    for name in SPEED_KEYS:
+        settings["compute"].pop(name)
+    return key_of(settings, version, outside_inputs(config))
 
 
 def cell_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:

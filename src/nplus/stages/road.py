@@ -20,6 +20,7 @@ from nplus.stages import data, dpo, evaluate, label, ppo, pretrain, reward, samp
 from nplus.stages.compute import resolve_device
 from nplus.stages.context import Context
 from nplus.stages.copying import require_copying
+from nplus.stages.tuning.settle import Settled, settle
 
 VERSIONS = {
     "data": 3,
@@ -33,6 +34,9 @@ VERSIONS = {
     "evaluate": 4,
 }
 """Raised when a stage's algorithm changes, so that old results are not taken for new ones."""
+
+SPEED_KEYS = ("threads", "side_by_side", "allocator")
+"""Of `compute`: they change speed and not the algorithm, and stand in no key."""
 
 INPUTS = {
     "pretrain": ("data",),
@@ -50,7 +54,7 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     """The part of the config that a stage's result depends on, and so its key."""
     shared = ("tokenizer", "model") if name == "data" else ("compute", "model", "tokenizer")
     parts = {key: getattr(config, key).model_dump(mode="json") for key in shared}
-    for key in ("threads", "side_by_side"):  # they change speed, not the algorithm
+    for key in SPEED_KEYS:
         parts.get("compute", {}).pop(key, None)
     if name in ("data", "pretrain"):  # the base model knows neither
         parts["tokenizer"].pop("distinct_pad")
@@ -108,14 +112,18 @@ def run_road(
     preflight(config)
     with alone_in(out):
         root.open(config.recipe)  # again: another may have been at work in it until now
-        _run_stages(root, config, names, until, console or Console())
+        _run_stages(root, settle(config, root.autos()), names, until, console or Console())
     return root
 
 
 def _run_stages(
-    root: RunRoot, config: RunConfig, names: Sequence[str], until: str | None, console: Console
+    root: RunRoot, settled: Settled, names: Sequence[str], until: str | None, console: Console
 ) -> None:
+    config = settled.config
     device = resolve_device(config.compute)
+    for note in settled.notes:
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    console.print(settled.line, style="dim", markup=False, highlight=False, soft_wrap=True)
     disable_progress_bar()  # ours shows the steps; transformers' shows each file
     pipeline = Pipeline(
         root=root,
@@ -123,6 +131,8 @@ def _run_stages(
         config=config.model_dump(mode="json"),
         seed=config.seed,
         device=str(device),
+        compute=settled.line,
+        auto={**root.autos(), **settled.autos},
         on_stage=_announce(console, config),
     )
     ctx = Context(config=config, device=device, console=console, dirs=pipeline.dirs)
