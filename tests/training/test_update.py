@@ -144,7 +144,7 @@ def test_a_broken_loss_leaves_the_weights_untouched(broken):
     assert first_moment.tolist() == pytest.approx([0.1 * 2.0, -0.1 * 4.0])
 
 
-def two_networks(workers, broken=False):
+def two_networks(workers, broken=False, meet=lambda micro: None):
     """Two parameters with an objective each; gradients, metrics and the threads that worked."""
     weights = {name: nn.Parameter(torch.tensor([w])) for name, w in (("a", 2.0), ("b", -3.0))}
     optimizers = [Watched([(name, w)], OptimConfig()) for name, w in weights.items()]
@@ -152,6 +152,7 @@ def two_networks(workers, broken=False):
 
     def of(name):
         def objective(micro):
+            meet(micro)
             seen.append((micro, threading.get_ident(), torch.get_num_threads()))
             loss = (weights[name] * micro).square().sum()
             if broken and name == "b" and micro == 5.0:
@@ -196,8 +197,14 @@ def test_workers_come_to_what_one_comes_to(workers):
 
 @pytest.mark.usefixtures("two_threads")
 def test_two_workers_have_as_much_to_do():
-    by_thread = {}
-    for micro, thread, _ in two_networks(2)[2]:
+    small, by_thread = threading.Event(), {}
+
+    def meet(micro):  # the largest goes on when another worker has begun
+        if micro == 5.0:
+            assert small.wait(timeout=20)
+        small.set()
+
+    for micro, thread, _ in two_networks(2, meet=meet)[2]:
         by_thread.setdefault(thread, []).append(micro)
     assert sorted(map(sorted, by_thread.values())) == [[1.0, 1.0, 1.0, 1.0, 3.0, 3.0], [5.0, 5.0]]
 
