@@ -40,6 +40,8 @@ class Program:
     spec: dict[str, Any]
     environment: str = ""
     """Directory under `.venv-peers`; empty for nplus's own."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """What its process finds in the environment beside what all find."""
     times: list[dict[str, float]] = field(default_factory=list)
     ready: dict[str, Any] = field(default_factory=dict)
     ended: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +55,7 @@ class Program:
         quiet = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "CUDA_VISIBLE_DEVICES": ""}
         self.process = subprocess.Popen(
             [str(python or sys.executable), str(ROOT / "benchmarks/programs" / self.file), spec],
-            env=os.environ | TUNED_MALLOC | quiet,
+            env=os.environ | TUNED_MALLOC | quiet | self.variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

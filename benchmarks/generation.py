@@ -13,17 +13,19 @@ import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import Program, keep, run, summary
-from ppo_update import VOCAB, corpus, network
+from ppo_update import SHAPES, VOCAB, corpus, network
 from transformers import AutoConfig
 
 from nplus.data.tokens import train_bpe
 from nplus.models.files import model_source, save_causal_lm
 
 NEW = 48
-CASES = {
+Case = tuple[str, int, int, int, str]
+CASES: dict[str, Case] = {
     # name: shape, rows, prompt tokens, samples of each prompt, dtype
     "A-64": ("A", 64, 64, 1, "float32"),
     "A-128": ("A", 128, 64, 1, "float32"),
@@ -35,8 +37,9 @@ CASES = {
 RIVALS = [("sdpa", "highest"), ("eager", "highest"), ("eager", "medium")]
 
 
-def specs(case: str, root: Path, threads: int) -> list[Program]:
-    shape, rows, length, samples, dtype = CASES[case]
+def shared(case: Case, root: Path, threads: int) -> dict[str, Any]:
+    """What every program is told of a case; models that are made are written below `root`."""
+    shape, rows, length, samples, dtype = case
     if shape == "smollm":
         from nplus.config.model import ModelConfig
 
@@ -45,11 +48,11 @@ def specs(case: str, root: Path, threads: int) -> list[Program]:
         vocabulary, eos, pad = config.vocab_size, config.eos_token_id, config.pad_token_id
     else:
         codec = train_bpe(corpus(), VOCAB)
-        save_causal_lm(network(shape, codec), root / shape, codec.tokenizer)
+        save_causal_lm(network(SHAPES[shape], codec), root / shape, codec.tokenizer)
         where, vocabulary, eos, pad = str(root / shape), VOCAB, codec.eos_id, codec.pad_id
     generator = torch.Generator().manual_seed(3)
     prompts = torch.randint(300, vocabulary, (rows, length), generator=generator).tolist()
-    shared = {
+    return {
         "model": where,
         "prompts": prompts,
         "samples": samples,
@@ -59,13 +62,17 @@ def specs(case: str, root: Path, threads: int) -> list[Program]:
         "dtype": dtype,
         "threads": threads,
     }
-    ours = Program("nplus", "generate.py", {**shared, "who": "nplus"})
-    plain = Program("nplus, plain path", "generate.py", {**shared, "who": "nplus", "path": "plain"})
+
+
+def specs(case: Case, root: Path, threads: int) -> list[Program]:
+    told, dtype = shared(case, root, threads), case[-1]
+    ours = Program("nplus", "generate.py", {**told, "who": "nplus"})
+    plain = Program("nplus, plain path", "generate.py", {**told, "who": "nplus", "path": "plain"})
     rivals = [
         Program(
             f"transformers {attention}, {precision}",
             "generate.py",
-            {**shared, "who": "transformers", "attention": attention, "precision": precision},
+            {**told, "who": "transformers", "attention": attention, "precision": precision},
         )
         for attention, precision in (RIVALS if dtype == "float32" else RIVALS[:2])
     ]
@@ -93,7 +100,7 @@ def main() -> None:
     args = parser.parse_args()
     for case in args.case:
         with tempfile.TemporaryDirectory() as scratch:
-            programs = specs(case, Path(scratch), args.threads)
+            programs = specs(CASES[case], Path(scratch), args.threads)
             run(programs, args.repeats, partial(require_same, programs, CASES[case][-1]))
         share = require_same(programs, CASES[case][-1])
         rows = [summary(program) for program in programs]

@@ -20,7 +20,8 @@ from nplus.data.tokens import Codec, train_bpe
 from nplus.models.files import save_causal_lm
 from nplus.models.scalar import ScalarModel
 
-SHAPES = {"A": (128, 4, 4), "B": (256, 6, 4)}
+Sizes = tuple[int, int, int]
+SHAPES: dict[str, Sizes] = {"A": (128, 4, 4), "B": (256, 6, 4)}
 """Hidden size, layers and heads of a GPT-NeoX with a vocabulary of 2048."""
 VOCAB, PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 2048, 64, 64, 48
 COMPARED = ("loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "objective/kl")
@@ -34,8 +35,8 @@ def corpus() -> list[str]:
     return [" ".join(f"w{i * j % 1999}x{j}" for j in range(60)) for i in range(400)]
 
 
-def network(shape: str, codec: Codec) -> GPTNeoXForCausalLM:
-    hidden, layers, heads = SHAPES[shape]
+def network(sizes: Sizes, codec: Codec) -> GPTNeoXForCausalLM:
+    hidden, layers, heads = sizes
     torch.manual_seed(0)
     return GPTNeoXForCausalLM(
         GPTNeoXConfig(
@@ -70,18 +71,25 @@ def prompts(codec: Codec, count: int, length: int) -> tuple[list[str], list[list
     return texts, rows
 
 
-def build(root: Path, shape: str) -> dict[str, object]:
+def build(
+    root: Path,
+    sizes: Sizes,
+    *,
+    rows: int = PROMPTS,
+    length: int = PROMPT_TOKENS,
+    new: int = NEW_TOKENS,
+) -> dict[str, object]:
     """Models, tokenizer, prompts and scripted responses on disk, and what both programs share."""
     codec = train_bpe(corpus(), VOCAB)
     codec.save(root / "tokenizer")
-    policy = network(shape, codec)
+    policy = network(sizes, codec)
     save_causal_lm(policy, root / "sft" / "model", codec.tokenizer)
     ScalarModel.from_causal(policy, pad_id=codec.pad_id, seed=1).save(
         root / "reward" / "model", codec.tokenizer
     )
-    texts, queries = prompts(codec, PROMPTS, PROMPT_TOKENS)
+    texts, queries = prompts(codec, rows, length)
     generator = torch.Generator().manual_seed(2)
-    responses = torch.randint(2, VOCAB, (PROMPTS, NEW_TOKENS), generator=generator).tolist()
+    responses = torch.randint(2, VOCAB, (rows, new), generator=generator).tolist()
     return {
         "root": str(root),
         "policy": str(root / "sft" / "model"),
@@ -148,7 +156,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="settings of nplus, as after --set")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        spec = build(Path(scratch), args.shape)
+        spec = build(Path(scratch), SHAPES[args.shape])
         spec["threads"], threads = args.threads, f"compute.threads={args.threads}"
         programs = [
             Program(

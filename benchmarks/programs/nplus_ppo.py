@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from serve import serve
+from transformers.utils.logging import disable_progress_bar
 
 from nplus.batches import Generation
 from nplus.config.load import load_config
@@ -41,8 +42,9 @@ class Scripted:
         return Generation(prompts, tokens_BR, mask_BR, logprobs_BR, 0)
 
 
-def main(spec_file):
-    spec = json.loads(Path(spec_file).read_text())
+def start(spec):
+    """The stage's context and its trainer, on the models and prompts of `spec`."""
+    disable_progress_bar()
     config = load_config(recipe("toy"), sets=spec["sets"])
     device = resolve_device(config.compute)
     root = Path(spec["root"])
@@ -54,15 +56,20 @@ def main(spec_file):
     )
     ctx.codec = Codec.load(spec["tokenizer"])
     posts = [Demonstration(f"p{i}", text, "", {}) for i, text in enumerate(spec["texts"])]
-    trainer = stage.Trainer.start(ctx, posts, gold=None)
-    start = {name: p.detach().clone() for name, p in trainer.policy.named_parameters()}
+    return ctx, stage.Trainer.start(ctx, posts, gold=None)
+
+
+def main(spec_file):
+    spec = json.loads(Path(spec_file).read_text())
+    ctx, trainer = start(spec)
+    first = {name: p.detach().clone() for name, p in trainer.policy.named_parameters()}
     by_key = {f"p{i}": response for i, response in enumerate(spec["responses"])}
     plain = ctx.engine
     ctx.engine = lambda model: Scripted(model, by_key)
     found = trainer.update(0).metrics
     ctx.engine = plain
     moved = torch.stack(
-        [(p.detach() - start[name]).norm() for name, p in trainer.policy.named_parameters()]
+        [(p.detach() - first[name]).norm() for name, p in trainer.policy.named_parameters()]
     )
     parity = {name: float(found[name]) for name in spec["compared"]}
     parity["update norm"] = float(moved.norm())
