@@ -19,7 +19,7 @@ from nplus.data.collate import WIDTH_MULTIPLE, prompt_batch
 from nplus.metrics import Mean, Metric, merge, values
 from nplus.models.critic import SharedCritic
 from nplus.models.files import save_causal_lm
-from nplus.models.lm import response_logprobs
+from nplus.models.lm import plain_head, response_logprobs
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration
 from nplus.rollout import Critic, add_values, collect, rm_scores, texts
@@ -122,6 +122,7 @@ def _objectives(
     """The policy's loss and the critic's; one for both where they share a trunk."""
     cfg = ctx.config.ppo
     temperature = cfg.sampling.temperature if "new" in cfg.tempered else None
+    plain_head(policy)  # which is tried at the first call: not by two threads at once
 
     def rectangle(micro: PPOBatch) -> tuple[Tensor, Tensor, int]:
         return micro.tokens_BT, micro.mask_BT, micro.response_tokens_BR.shape[1]
