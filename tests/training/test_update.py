@@ -11,7 +11,8 @@ from nplus.batches import Objective
 from nplus.config import OptimConfig
 from nplus.metrics import Mean
 from nplus.training.optim import Optimizer
-from nplus.training.update import NonFiniteLossError, denominators, update
+from nplus.training.twin import Twin
+from nplus.training.update import Helper, NonFiniteLossError, denominators, halves, update
 
 # Rows of unequal length, as (inputs, targets); a squared error per element.
 ROWS = [
@@ -190,3 +191,63 @@ def test_objectives_side_by_side_come_to_the_same():
 def test_a_broken_loss_beside_another_moves_neither(beside):
     with pytest.raises(NonFiniteLossError, match="loss is nan; the weights are as before"):
         two_networks(beside, broken=True)
+
+
+# --- half of the micro-batches on a twin ----------------------------------------------------------
+
+
+def test_micro_batches_are_dealt_to_two():
+    # Rising costs: 0 + 3 against 1 + 2, and so on.
+    assert halves(8) == ([0, 3, 4, 7], [1, 2, 5, 6])
+    assert halves(2) == ([0], [1])
+    assert halves(1) == ([0], [])
+
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = slope()
+
+
+def with_a_helper(split, helped, seen, broken=None):
+    model = Line()
+    optimizer = Watched(model.named_parameters(), OptimConfig())
+
+    def objective_of(module):
+        def objective(rows):
+            seen.append((module, threading.get_ident(), torch.get_num_threads()))
+            inputs, targets = elements(rows)
+            squared = (module.weight * inputs - targets).square()
+            loss = squared.sum() * (math.nan if rows == broken else 1.0)
+            return Objective({"train": (2.0, Mean(loss, len(squared)))}, {"x": Mean.of(inputs)})
+
+        return objective
+
+    twin = Twin(model)
+    metrics = update(
+        split,
+        counts=lambda rows: {"train": float(len(elements(rows)[0]))},
+        objectives=[objective_of(model)],
+        optimizers=[optimizer],
+        helper=Helper(twin, objective_of(twin.module)) if helped else None,
+    )
+    assert twin.module.weight.grad is None
+    return optimizer.gradients[0].item(), {name: m.value for name, m in metrics.items()}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_helper_changes_no_number(split):
+    alone, helped = [], []
+    expected = with_a_helper(split, False, alone)
+    found = with_a_helper(split, True, helped)
+    assert found[0] == pytest.approx(expected[0], rel=1e-14)
+    assert found[1] == pytest.approx(expected[1], rel=1e-14)
+    assert len(helped) == len(alone) == len(split)
+    assert len({id(module) for module, _, _ in helped}) == min(2, len(split))
+    assert threading.get_ident() not in {thread for _, thread, _ in helped}
+
+
+@pytest.mark.parametrize("broken", SPLITS[1])
+def test_a_broken_loss_in_either_thread_moves_nothing(broken):
+    with pytest.raises(NonFiniteLossError, match="loss is nan; the weights are as before"):
+        with_a_helper(SPLITS[1], True, [], broken=broken)

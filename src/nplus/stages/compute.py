@@ -38,6 +38,12 @@ def forward_precision(device: torch.device, autocast: str) -> AbstractContextMan
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def two_at_a_time(cfg: ComputeConfig, device: torch.device, model: ModelConfig) -> bool:
+    """Whether work that can be parted goes to two threads: on a CPU's, and drawing no dropout."""
+    on_cpu = device.type == "cpu" and torch.get_num_threads() > 1
+    return cfg.side_by_side and on_cpu and not model.dropout
+
+
 def seed_dropout(cfg: ModelConfig, seed: int, name: str, step: int) -> None:
     """Name what a step's dropout draws (Detail B1), so that a resumed run draws the same."""
     if cfg.dropout:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NoReturn, TypeVar
+from typing import Generic, Literal, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from nplus.batches import Objective
 from nplus.metrics import Mean, Metric, merge
 from nplus.training.optim import Optimizer
 from nplus.training.threads import side_by_side
+from nplus.training.twin import Twin
 
 Micro = TypeVar("Micro")
 Normalise = Literal["global", "micro"]
@@ -21,6 +23,20 @@ Normalise = Literal["global", "micro"]
 
 class NonFiniteLossError(RuntimeError):
     """A loss or gradient is NaN or infinite; the weights were not touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Helper(Generic[Micro]):
+    """A twin of the one network that trains, and the objective on it."""
+
+    twin: Twin
+    objective: Callable[[Micro], Objective]
+
+
+def halves(count: int) -> tuple[list[int], list[int]]:
+    """0 to count - 1 dealt to two as in 0, 1, 1, 0: of like cost where costs rise evenly."""
+    second = [at for at in range(count) if at % 4 in (1, 2)]
+    return [at for at in range(count) if at % 4 in (0, 3)], second
 
 
 def denominators(
@@ -51,20 +67,32 @@ def update(
     normalise: Normalise = "global",
     all_sum: Callable[[Tensor], Tensor] = lambda x: x,
     beside: bool = False,
+    helper: Helper[Micro] | None = None,
 ) -> dict[str, Metric]:
     """One optimiser step over a minibatch; returns its metrics, `loss/*` per term and `grad_norm`.
 
     `counts(micro)` tells every term's count from the masks alone, before any forward. The loss is
     the sum of `objectives`; with `beside` each runs in a thread of its own, which takes networks
-    that share nothing. Raises NonFiniteLossError before stepping when a loss or a gradient is not
-    finite.
+    that share nothing. A `helper` takes half of the micro-batches to another thread. Raises
+    NonFiniteLossError before stepping when a loss or a gradient is not finite.
     """
     divisors = denominators([counts(micro) for micro in micros], normalise, all_sum)
     parts = [partial(_accumulate, micros, divisors, objective) for objective in objectives]
+    if helper is not None:
+        mine, other = halves(len(micros))
+        shares = zip((mine, other), (*objectives, helper.objective), strict=True)
+        parts = [
+            partial(_accumulate, [micros[i] for i in at], [divisors[i] for i in at], objective)
+            for at, objective in shares
+        ]
     try:
-        found = side_by_side(parts) if beside else [part() for part in parts]
+        found = side_by_side(parts) if beside or helper else [part() for part in parts]
     except NonFiniteLossError as error:
+        if helper is not None:
+            helper.twin.drop_gradients()
         _give_up(str(error), optimizers)
+    if helper is not None:
+        helper.twin.give_gradients()
     metrics = merge(found)
     norms = [optimizer.clip() for optimizer in optimizers]
     if not all(math.isfinite(norm) for norm in norms):
