@@ -10,16 +10,20 @@ from nplus.config import ModelConfig, RunConfig
 from nplus.config.load import load_config
 from nplus.config.memory import (
     GIB,
+    HEAD_ROWS,
     Precision,
     activation_bytes,
-    logit_bytes,
+    head_bytes,
     memory_plan,
     trained_bytes,
 )
 from nplus.config.shapes import KNOWN, TOYS, Shape, from_config, neox, shape_of
+from nplus.data.collate import token_batch
 from nplus.models.scalar import ScalarModel
 from nplus.models.toy import TOY_SIZES, build_toy
+from nplus.ops import logprobs
 from nplus.recipes import recipe
+from nplus.stages.forwards import token_objective
 
 FULL, MIXED = Precision(4, 4), Precision(4, 2)
 TINY = neox(8, 2, 2, vocab=10)
@@ -128,8 +132,28 @@ def test_activations_by_hand():
     # Eager: 2 heads, 5 positions, 4 + 2 bytes more per token and layer.
     eager = activation_bytes(TINY, rows=3, tokens=5, precision=MIXED, attention="eager")
     assert eager - activation_bytes(TINY, rows=3, tokens=5, precision=MIXED) == 15 * 2 * 2 * 5 * 6
-    # Logits: 10 words, 4 columns, 3 rows: bfloat16, float32, and a float32 gradient.
-    assert logit_bytes(TINY, rows=3, columns=4, precision=MIXED) == 3 * 4 * 10 * (2 + 4 + 4)
+    # The head: 10 words, 4 columns, 3 rows: logits in bfloat16, float32, and a float32 gradient;
+    # hidden states of 8 and their gradients; a float32 gradient of the weight.
+    assert head_bytes(TINY, rows=3, columns=4, precision=MIXED) == (
+        3 * 4 * 10 * (2 + 4 + 4) + 3 * 4 * 8 * (4 + 4) + 10 * 8 * 4
+    )
+
+
+def test_logits_are_never_there_all_at_once():
+    # The pieces are those that the head computes.
+    assert logprobs._rows_at_a_time(50_000, torch.device("cuda")) == HEAD_ROWS
+    assert logprobs._rows_at_a_time(50_000, torch.device("cpu")) <= HEAD_ROWS
+    few, many = (head_bytes(TINY, rows=r, columns=512, precision=FULL) for r in (4, 8))
+    assert many - few == 4 * 512 * 8 * (4 + 4)
+
+
+def test_two_threads_have_gradients_each():
+    cpu = recipe("toy")
+    one = load_config(cpu, sets=["compute.side_by_side=false"])
+    for stage in ("sft", "reward"):
+        with_two, with_one = (_plan(cfg)[stage].states["gradients"] for cfg in (cpu, one))
+        assert with_two == 2 * with_one
+    assert _plan(cpu)["ppo"] == _plan(one)["ppo"]
 
 
 def test_the_cache_by_hand():
@@ -229,3 +253,20 @@ def test_activations_are_about_what_autograd_keeps(autocast, attention):
         attention=attention,
     )
     assert expected == pytest.approx(found, rel=0.05)
+
+
+def test_the_loss_keeps_no_logits():
+    model = build_toy("0.3M", vocab_size=3_000, eos_id=0, pad_id=1, seed=0)
+    model.set_attn_implementation("batched")
+    rows = [(list(range(2, 200)), [0])] * 16
+    batch = token_batch(rows, pad_id=1)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        token_objective(model, batch)
+    logits = 16 * 198 * 3_000
+    assert max(x.numel() for x in kept) < logits / 2
+    shape = neox(*TOYS["0.3M"], vocab=3_000, tied=True)
+    held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in kept}
+    expected = activation_bytes(shape, rows=16, tokens=199, precision=FULL, attention="batched")
+    expected += head_bytes(shape, rows=16, columns=198, precision=FULL)
+    assert sum(held.values()) < expected

@@ -9,6 +9,8 @@ from nplus.ops.logprobs import (
     entropy_from_logits,
     gather_logprobs,
     head_logprobs,
+    head_nll,
+    head_token_logprobs,
 )
 
 TEMPERATURES = [None, 0.7, 1.0, 0.01]
@@ -117,6 +119,102 @@ def test_a_head_by_pieces_is_the_head_at_once(monkeypatch, size, bias, temperatu
     assert not entropy.requires_grad
     for ours, theirs in zip(gradients, torch.autograd.grad(expected @ up, leaves), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def by_definition(hidden, weight, shift, tokens):
+    """[N] `z[a] - log sum exp z`, row by row."""
+    found = []
+    for h, a in zip(hidden, tokens.tolist(), strict=True):
+        z = weight @ h + (0.0 if shift is None else shift)
+        found.append(z[a] - z.exp().sum().log())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("size", [1, 4, 64])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_summed_loss_by_pieces_is_its_definition(monkeypatch, size, bias):
+    monkeypatch.setattr(logprobs, "_rows_at_a_time", lambda vocabulary, device: size)
+    hidden, weight, shift, tokens = head(bias=bias)
+    leaves = [x.requires_grad_() for x in (hidden, weight, shift) if x is not None]
+    by = torch.linspace(0, 3, len(hidden), dtype=torch.float64)
+
+    found = head_nll(hidden, weight, shift, tokens, by)
+    gradients = torch.autograd.grad(found * 0.7, leaves)
+
+    expected = -(by * by_definition(hidden, weight, shift, tokens)).sum()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected * 0.7, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_a_summed_loss_has_the_gradient_of_its_finite_differences():
+    hidden, weight, shift, tokens = head(rows=5)
+    by = torch.linspace(-1, 2, 5, dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in (hidden, weight, shift)]
+    assert torch.autograd.gradcheck(lambda *x: head_nll(*x, tokens, by), leaves)
+
+
+def test_a_summed_loss_without_gradient():
+    hidden, weight, shift, tokens = head()
+    weight.requires_grad_()
+    by = torch.ones(len(hidden), dtype=torch.float64)
+    with torch.no_grad():
+        found = head_nll(hidden, weight, shift, tokens, by)
+    assert not found.requires_grad
+    expected = -by_definition(hidden, weight, shift, tokens).sum()
+    torch.testing.assert_close(found, expected.detach())
+
+
+def test_tokens_that_weigh_nothing_add_nothing():
+    hidden, weight, shift, tokens = head()
+    hidden.requires_grad_()
+    by = torch.ones(len(hidden), dtype=torch.float64)
+    by[3:] = 0.0
+    head_nll(hidden, weight, shift, tokens, by).backward()
+    assert not hidden.grad[3:].any()
+    assert hidden.grad[:3].all()
+
+
+def test_a_summed_loss_of_nothing():
+    hidden, weight, shift, tokens = head(rows=0)
+    hidden.requires_grad_()
+    found = head_nll(hidden, weight, shift, tokens, torch.zeros(0))
+    found.backward()
+    assert (found.item(), hidden.grad.shape) == (0.0, (0, 6))
+
+
+def test_a_summed_loss_under_autocast():
+    hidden, weight, _, tokens = head(rows=200, width=16, dtype=torch.float32)
+    leaves = [x.requires_grad_() for x in (hidden, weight)]
+    by = torch.ones(200)
+    exact = torch.autograd.grad(head_nll(hidden, weight, None, tokens, by), leaves)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head_nll(hidden, weight, None, tokens, by)
+    assert found.dtype == torch.float32
+    rough = torch.autograd.grad(found, leaves)
+    for ours, theirs in zip(rough, exact, strict=True):
+        assert 1e-4 < float((ours - theirs).norm() / theirs.norm()) < 0.02
+
+
+def test_autocast_leaves_float64_alone():
+    hidden, weight, shift, tokens = head()
+    expected = by_definition(hidden, weight, shift, tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head_token_logprobs(hidden, weight, shift, tokens)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_token_logprobs_are_those_with_the_entropy():
+    hidden, weight, shift, tokens = head()
+    leaves = [x.requires_grad_() for x in (hidden, weight, shift)]
+    up = torch.linspace(-2, 3, len(hidden), dtype=torch.float64)
+    alone = head_token_logprobs(hidden, weight, shift, tokens, temperature=0.7)
+    both, _ = head_logprobs(hidden, weight, shift, tokens, temperature=0.7)
+    assert alone.equal(both)
+    for ours, theirs in zip(
+        torch.autograd.grad(alone @ up, leaves), torch.autograd.grad(both @ up, leaves), strict=True
+    ):
+        assert ours.equal(theirs)
 
 
 def test_a_head_without_rows():

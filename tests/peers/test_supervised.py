@@ -12,11 +12,10 @@ from nplus.algorithms import preference, reward, supervised
 from nplus.config import DPOConfig, OptimConfig
 from nplus.data.collate import pair_batch, pair_rows, sequence_rows, token_batch
 from nplus.data.tokens import Codec
-from nplus.models.lm import sequence_logits
 from nplus.models.scalar import ScalarModel
 from nplus.ops.losses import target_mask
 from nplus.records import Comparison, Demonstration
-from nplus.stages.dpo import logprobs
+from nplus.stages.forwards import pair_logprobs, pair_scores, token_objective
 from nplus.training.optim import Optimizer
 from nplus.training.update import update
 
@@ -186,7 +185,7 @@ def test_sft(case, peer, model_dirs, codec, load_policy, ledger):
         micros.append(micro)
 
     def objective(micro):
-        return supervised.objective(sequence_logits(policy, micro.tokens_BT, micro.mask_BT), micro)
+        return token_objective(policy, micro)
 
     metrics, gradient = step(policy, micros, supervised, objective)
     # Over accumulated micro-batches the peer's losses are parts of the mean over all tokens.
@@ -236,7 +235,7 @@ def test_reward(case, peer, model_dirs, codec, ledger):
 
     def objective(micro):
         center = case["args"].get("center_rewards_coefficient", 0.0)
-        return reward.objective(model.scores(*micro.stacked()), micro, center=center)
+        return reward.objective(pair_scores(model, micro), micro, center=center)
 
     metrics, gradient = step(model, [micro], reward, objective)
     ledger.same(f"{case['name']}: loss", PEER, metrics["loss/train"].value, theirs["loss"])
@@ -290,8 +289,8 @@ class DPOSide:
 
         def objective(micro):
             with torch.no_grad():
-                ref_logprobs_2N = logprobs(reference, micro)
-            return preference.objective(logprobs(policy, micro), ref_logprobs_2N, micro, cfg)
+                ref_logprobs_2N = pair_logprobs(reference, micro)
+            return preference.objective(pair_logprobs(policy, micro), ref_logprobs_2N, micro, cfg)
 
         return step(policy, [micro], preference, objective)
 

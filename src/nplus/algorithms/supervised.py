@@ -19,6 +19,11 @@ def objective(logits_BTV: Tensor, batch: TokenBatch) -> Objective:
     """Weighted cross-entropy over the loss mask; weight 1 everywhere is Detail C2."""
     targets_BT = target_mask(batch.mask_BT, batch.loss_mask_BT)
     nll_BT = cross_entropy(logits_BTV, batch.tokens_BT, targets_BT)
-    weight_BT = batch.weight_BT.masked_fill(~targets_BT, 0.0)
-    loss = Mean(sum=(nll_BT * weight_BT).sum(), count=weight_BT.sum())
-    return Objective(terms={"train": (1.0, loss)}, metrics={})
+    return summed((nll_BT * batch.weight_BT.masked_fill(~targets_BT, 0.0)).sum(), batch)
+
+
+def summed(nll: Tensor, batch: TokenBatch) -> Objective:
+    """The same from the targets' weighted cross-entropies, summed already."""
+    return Objective(
+        terms={"train": (1.0, Mean(sum=nll, count=counts(batch)["train"]))}, metrics={}
+    )

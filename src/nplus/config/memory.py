@@ -7,10 +7,11 @@ What is counted, in bytes, for `n` parameters over `W` processes:
                 ZeRO stage 2 does (Detail B4)
     frozen      the weights, in every process
     cache       keys and values of one rollout forward: 2 * layers * kv width * rows * (P + R)
-    activations of one micro-batch, kept for the backward: `activation_bytes`
+    activations of one micro-batch, kept for the backward: `activation_bytes`, `head_bytes`
 
-Not counted: the allocator's waste, the kernels' work space, the CUDA context (about 1 GiB), and on
-a CPU the second worker of `compute.side_by_side`, with gradients and activations of its own.
+Where `compute.device` is `cpu`, SFT, reward models and DPO train by two workers, with half a
+micro-batch and gradients each. Not counted: the allocator's waste, the kernels' work space, the
+CUDA context (about 1 GiB), and the gradients of PPO's second worker on a CPU.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from nplus.config.run import RunConfig
 from nplus.config.shapes import Shape
 
 GIB = 1 << 30
+HEAD_ROWS = 2_048
+"""Rows of logits at a time on a GPU (`ops/logprobs.py`); on a CPU they are fewer."""
+States = dict[str, float]
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 
 
@@ -53,7 +57,7 @@ class Need:
         return sum(self.states.values()) + max(self.phases.values(), default=0.0)
 
 
-def trained_bytes(parameters: int, precision: Precision, world_size: int) -> dict[str, float]:
+def trained_bytes(parameters: int, precision: Precision, world_size: int) -> States:
     """Weights, gradients and Adam's moments of one trained model in one process."""
     shared = parameters * precision.stored / world_size
     master = 0.0 if precision.computed == precision.stored else shared
@@ -91,11 +95,16 @@ def activation_bytes(
     return float(rows * tokens * shape.layers * (residuals + computed + scores))
 
 
-def logit_bytes(shape: Shape, *, rows: int, columns: int, precision: Precision) -> float:
-    """Logits of `columns` positions as computed, in float32 for the log-softmax, and their
-    gradient."""
-    each = precision.computed + 2 * BYTES["float32"]
-    return float(rows * columns * shape.vocab * each)
+def head_bytes(shape: Shape, *, rows: int, columns: int, precision: Precision) -> float:
+    """The vocabulary head over `columns` positions, whose logits are there `HEAD_ROWS` at a time.
+
+    A piece of logits as computed, in float32, and its gradient; the hidden states that the head
+    reads and their gradient; the gradient of its weight, summed up in float32.
+    """
+    positions, wide = rows * columns, BYTES["float32"]
+    piece = min(positions, HEAD_ROWS) * shape.vocab * (precision.computed + 2 * wide)
+    states = 2 * positions * shape.hidden * precision.stored
+    return float(piece + states + shape.vocab * shape.hidden * wide)
 
 
 def memory_plan(cfg: RunConfig, shape: Shape, *, world_size: int = 1) -> dict[str, Need]:
@@ -113,12 +122,22 @@ def memory_plan(cfg: RunConfig, shape: Shape, *, world_size: int = 1) -> dict[st
 def _kept(
     cfg: RunConfig, shape: Shape, *, rows: int, tokens: int, logits: int, precision: Precision
 ) -> float:
-    """Activations of one model, with logits at the last `logits` positions."""
+    """Activations of one model, with the vocabulary head on `logits` positions of a row."""
     attention = cfg.model.attn_implementation
     layers = activation_bytes(
         shape, rows=rows, tokens=tokens, precision=precision, attention=attention
     )
-    return layers + logit_bytes(shape, rows=rows, columns=logits, precision=precision)
+    if not logits:
+        return layers
+    return layers + head_bytes(shape, rows=rows, columns=logits, precision=precision)
+
+
+def _trained(cfg: RunConfig, parameters: int, precision: Precision, world_size: int) -> States:
+    """`trained_bytes`, with the second thread's gradients where there is one."""
+    found = trained_bytes(parameters, precision, world_size)
+    if cfg.compute.device == "cpu" and cfg.compute.side_by_side and not cfg.model.dropout:
+        found["gradients"] *= 2
+    return found
 
 
 def _sft(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
@@ -126,7 +145,7 @@ def _sft(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     rows = cfg.sft.batch.micro_batch_size
     tokens = cfg.data.max_length or cfg.data.max_query_tokens + cfg.data.max_response_tokens
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=tokens, precision=precision)
-    return Need(trained_bytes(shape.parameters, precision, world_size), {"activations": kept})
+    return Need(_trained(cfg, shape.parameters, precision, world_size), {"activations": kept})
 
 
 def _pair_tokens(cfg: RunConfig) -> int:
@@ -143,7 +162,7 @@ def _reward(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     precision = Precision.of(cfg.model.dtype, cfg.compute.autocast)
     rows, tokens = 2 * cfg.reward.batch.micro_batch_size, _pair_tokens(cfg)
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=0, precision=precision)
-    states = trained_bytes(shape.scalar_parameters, precision, world_size)
+    states = _trained(cfg, shape.scalar_parameters, precision, world_size)
     return Need(states, {"activations": kept})
 
 
@@ -152,7 +171,7 @@ def _dpo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     precision = Precision.of(cfg.model.dtype, cfg.compute.autocast)
     rows, tokens = 2 * cfg.dpo.batch.micro_batch_size, _pair_tokens(cfg)
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=tokens, precision=precision)
-    states = trained_bytes(shape.parameters, precision, world_size)
+    states = _trained(cfg, shape.parameters, precision, world_size)
     states["reference"] = float(shape.parameters * precision.stored)
     return Need(states, {"activations": kept})
 

@@ -56,20 +56,110 @@ def head_logprobs(
     processor's cache; what autograd keeps has the size of `hidden_ND`. Matrix products run in
     autocast's type where it is on, all else in float32. The entropy carries no gradient.
     """
-    device = hidden_ND.device.type
-    dtype = hidden_ND.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    scale = 1.0 if temperature is None else 1.0 / (temperature + TEMPERATURE_EPS)
     found: tuple[Tensor, Tensor] = _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, bias_V, tokens_N, scale, dtype
+        hidden_ND, weight_VD, bias_V, tokens_N, _scale(temperature), _products(hidden_ND), True
     )
     return found
+
+
+def head_token_logprobs(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    tokens_N: Tensor,
+    *,
+    temperature: float | None = None,
+) -> Tensor:
+    """[N] float32: the log-probs of `head_logprobs` alone, for less work."""
+    found: tuple[Tensor, Tensor] = _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, bias_V, tokens_N, _scale(temperature), _products(hidden_ND), False
+    )
+    return found[0]
+
+
+def head_nll(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    tokens_N: Tensor,
+    weight_N: Tensor,
+) -> Tensor:
+    """Scalar float32: `sum(weight * -log p(token))` under the logits `hidden @ weight.T + bias`.
+
+    What `head_logprobs` would give, summed. As the weights are known beforehand, each piece of
+    logits leaves its gradient behind at once and is not made a second time: autograd keeps
+    gradients of the sizes of `hidden_ND` and `weight_VD`. `weight_N` gets no gradient.
+    """
+    nll: Tensor = _HeadNLL.apply(  # type: ignore[no-untyped-call]
+        hidden_ND,
+        weight_VD,
+        bias_V,
+        tokens_N,
+        weight_N,
+        _products(hidden_ND),
+        torch.is_grad_enabled(),
+    )
+    return nll
+
+
+def _scale(temperature: float | None) -> float:
+    return 1.0 if temperature is None else 1.0 / (temperature + TEMPERATURE_EPS)
+
+
+def _products(hidden_ND: Tensor) -> torch.dtype:
+    """What matrix products run in: autocast's type where it is on, which leaves float64 alone."""
+    device = hidden_ND.device.type
+    if torch.is_autocast_enabled(device) and hidden_ND.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return hidden_ND.dtype
 
 
 def _rows_at_a_time(vocabulary: int, device: torch.device) -> int:
     """As many rows of logits as a MiB of cache holds; on a GPU enough to fill it."""
     return max(32, (1 << 18) // vocabulary) if device.type == "cpu" else 2_048
+
+
+def _pieces(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """`rows, scaled logits, hidden states as multiplied`, piece by piece."""
+    wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+    weight = weight_VD.to(dtype)
+    bias = None if bias_V is None else bias_V.to(dtype)
+    size = _rows_at_a_time(len(weight_VD), hidden_ND.device)
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        for start in range(0, len(hidden_ND), size):
+            rows = slice(start, start + size)
+            narrow_nD = hidden_ND[rows].to(dtype)
+            logits_nV = F.linear(narrow_nD, weight, bias).to(wide)
+            if scale != 1.0:
+                logits_nV = logits_nV.mul_(scale)
+            yield rows, logits_nV, narrow_nD
+
+
+class _Gradients:
+    """Gradients of hidden states, weight and bias, from those of the logits piece by piece."""
+
+    def __init__(
+        self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, dtype: torch.dtype
+    ) -> None:
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        self.dtype = dtype
+        self.narrow_VD = weight_VD.to(dtype)
+        self.hidden_ND = torch.empty_like(hidden_ND)
+        # Many pieces add up: in the weight's own type, if narrow, their sum would lose digits.
+        self.weight_VD = torch.zeros_like(weight_VD, dtype=wide)
+        self.bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
+
+    def add(self, rows: slice, grad_nV: Tensor, narrow_nD: Tensor) -> None:
+        if self.bias_V is not None:
+            self.bias_V += grad_nV.sum(0)
+        narrow_nV = grad_nV.to(self.dtype)
+        self.hidden_ND[rows] = (narrow_nV @ self.narrow_VD).to(self.hidden_ND.dtype)
+        if self.dtype == self.weight_VD.dtype:
+            self.weight_VD.addmm_(narrow_nV.T, narrow_nD)
+        else:
+            self.weight_VD += narrow_nV.T @ narrow_nD
 
 
 class _HeadLogprobs(torch.autograd.Function):
@@ -82,17 +172,20 @@ class _HeadLogprobs(torch.autograd.Function):
         tokens_N: Tensor,
         scale: float,
         dtype: torch.dtype,
+        entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         logprobs_N = hidden_ND.new_empty(len(hidden_ND), dtype=wide)
-        entropy_N = torch.empty_like(logprobs_N)
+        entropy_N = torch.empty_like(logprobs_N) if entropy else logprobs_N.new_empty(0)
         total_N = torch.empty_like(logprobs_N)
         ctx.scale, ctx.dtype = scale, dtype
-        for rows, scaled_nV, _ in _HeadLogprobs.pieces(ctx, hidden_ND, weight_VD, bias_V):
+        for rows, scaled_nV, _ in _pieces(hidden_ND, weight_VD, bias_V, scale, dtype):
             chosen_n = scaled_nV.gather(1, tokens_N[rows, None])[:, 0]
             logp_nV = scaled_nV.log_softmax(-1)
             logprobs_N[rows] = logp_nV.gather(1, tokens_N[rows, None])[:, 0]
             total_N[rows] = chosen_n - logprobs_N[rows]
+            if not entropy:
+                continue
             p_nV = logp_nV.exp()
             if bias_V is not None:  # which may exclude ids: 0 * -inf is NaN
                 logp_nV = logp_nV.masked_fill_(p_nV == 0, 0.0)
@@ -105,49 +198,60 @@ class _HeadLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, tokens_N, total_N = ctx.saved_tensors
-        grad_ND = torch.empty_like(hidden_ND)
-        # Many pieces add up: in the weight's own type, if narrow, their sum would lose digits.
-        grad_VD = torch.zeros_like(weight_VD, dtype=grad_N.dtype)
-        grad_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=grad_N.dtype)
+        found = _Gradients(hidden_ND, weight_VD, bias_V, ctx.dtype)
         scaled_N = grad_N * ctx.scale
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            weight = weight_VD.to(ctx.dtype)
-            for rows, logits_nV, narrow_nD in _HeadLogprobs.pieces(
-                ctx, hidden_ND, weight_VD, bias_V
-            ):
-                # d log p(a) / d logits = onehot(a) - p
-                by_n = scaled_N[rows]
-                grad_nV = logits_nV.sub_(total_N[rows, None]).exp_().mul_(-by_n[:, None])
-                grad_nV.scatter_add_(1, tokens_N[rows, None], by_n[:, None])
-                if grad_V is not None:
-                    grad_V += grad_nV.sum(0)
-                narrow_nV = grad_nV.to(ctx.dtype)
-                grad_ND[rows] = (narrow_nV @ weight).to(grad_ND.dtype)
-                if ctx.dtype == grad_VD.dtype:
-                    grad_VD.addmm_(narrow_nV.T, narrow_nD)
-                else:
-                    grad_VD += narrow_nV.T @ narrow_nD
-        if grad_V is not None and bias_V is not None:
-            grad_V = grad_V.to(bias_V.dtype)
-        return grad_ND, grad_VD.to(weight_VD.dtype), grad_V, None, None, None
+        pieces = _pieces(hidden_ND, weight_VD, bias_V, ctx.scale, ctx.dtype)
+        for rows, logits_nV, narrow_nD in pieces:
+            # d log p(a) / d logits = onehot(a) - p
+            by_n = scaled_N[rows]
+            grad_nV = logits_nV.sub_(total_N[rows, None]).exp_().mul_(-by_n[:, None])
+            grad_nV.scatter_add_(1, tokens_N[rows, None], by_n[:, None])
+            found.add(rows, grad_nV, narrow_nD)
+        grad_V = None if bias_V is None or found.bias_V is None else found.bias_V.to(bias_V.dtype)
+        return found.hidden_ND, found.weight_VD.to(weight_VD.dtype), grad_V, *[None] * 4
+
+
+class _HeadNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        tokens_N: Tensor,
+        weight_N: Tensor,
+        dtype: torch.dtype,
+        trains: bool,
+    ) -> Tensor:
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        logprobs_N = hidden_ND.new_empty(len(hidden_ND), dtype=wide)
+        weight_N = weight_N.to(wide)
+        grads = _Gradients(hidden_ND, weight_VD, bias_V, dtype) if trains else None
+        for rows, logits_nV, narrow_nD in _pieces(hidden_ND, weight_VD, bias_V, 1.0, dtype):
+            at_n1 = tokens_N[rows, None]
+            logp_nV = logits_nV.log_softmax(-1)
+            logprobs_N[rows] = logp_nV.gather(1, at_n1)[:, 0]
+            if grads is not None:  # d -log p(a) / d logits = p - onehot(a)
+                by_n1 = weight_N[rows, None]
+                grad_nV = logp_nV.exp_().mul_(by_n1)
+                grad_nV.scatter_add_(1, at_n1, -by_n1)
+                grads.add(rows, grad_nV, narrow_nD)
+        if grads is not None:
+            ctx.save_for_backward(grads.hidden_ND, grads.weight_VD, grads.bias_V)
+            ctx.types = weight_VD.dtype, None if bias_V is None else bias_V.dtype
+        return -(logprobs_N * weight_N).sum()
 
     @staticmethod
-    def pieces(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """`rows, scaled logits, hidden states as multiplied`, piece by piece."""
-        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-        weight = weight_VD.to(ctx.dtype)
-        bias = None if bias_V is None else bias_V.to(ctx.dtype)
-        size = _rows_at_a_time(len(weight_VD), hidden_ND.device)
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            for start in range(0, len(hidden_ND), size):
-                rows = slice(start, start + size)
-                narrow_nD = hidden_ND[rows].to(ctx.dtype)
-                logits_nV = F.linear(narrow_nD, weight, bias).to(wide)
-                if ctx.scale != 1.0:
-                    logits_nV = logits_nV.mul_(ctx.scale)
-                yield rows, logits_nV, narrow_nD
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_VD, bias_V = ctx.saved_tensors
+        of_weight, of_bias = ctx.types
+        return (
+            (hidden_ND * grad).to(hidden_ND.dtype),
+            (weight_VD * grad).to(of_weight),
+            None if bias_V is None else (bias_V * grad).to(of_bias),
+            *[None] * 4,
+        )
 
 
 def entropy_from_logits(logits_BRV: Tensor, *, temperature: float | None = None) -> Tensor:

@@ -49,6 +49,13 @@ def forward_precision(device: torch.device, autocast: str) -> AbstractContextMan
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def workers(cfg: ComputeConfig, device: torch.device, model: ModelConfig) -> int:
+    """How many share a minibatch: two on a CPU with threads for them, where a forward draws
+    nothing; else one."""
+    on_cpu = device.type == "cpu" and torch.get_num_threads() > 1
+    return 2 if cfg.side_by_side and on_cpu and not model.dropout else 1
+
+
 def seed_dropout(cfg: ModelConfig, seed: int, name: str, step: int) -> None:
     """Name what a step's dropout draws (Detail B1), so that a resumed run draws the same."""
     if cfg.dropout:

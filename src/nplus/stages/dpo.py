@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from nplus.algorithms import preference
 from nplus.batches import Objective, PairBatch
 from nplus.data.collate import WIDTH_MULTIPLE, PairRow, pair_batch, pair_rows
 from nplus.evaluation.accuracy import margin_records
-from nplus.metrics import values
 from nplus.models.files import save_causal_lm
-from nplus.models.lm import sequence_logprobs
 from nplus.records import Comparison, read_records, write_records
 from nplus.runs import StageDir
-from nplus.seeding import take
-from nplus.stages.compute import forward_precision, seed_dropout
+from nplus.stages.compute import forward_precision
 from nplus.stages.context import Context
-from nplus.stages.reward import micro_batches, validation_reports
-from nplus.training.checkpoint import resume, save_checkpoint
-from nplus.training.optim import Optimizer, schedule
-from nplus.training.update import update
+from nplus.stages.forwards import pair_logprobs
+from nplus.stages.reward import micro_batches, seconds, validation_reports
+from nplus.stages.trainer import Trainer
 
 
-def logprobs(model: PreTrainedModel, batch: PairBatch) -> Tensor:
-    """[2N] summed log-probs of the responses, the chosen ones first."""
-    return sequence_logprobs(model, *batch.stacked(), batch.stacked_response_mask())
+def trainer(
+    policy: PreTrainedModel, reference: PreTrainedModel, rows: list[PairRow], ctx: Context
+) -> Trainer[PairRow, PairBatch]:
+    """The DPO loss of `policy` against `reference` on comparisons."""
+    cfg = ctx.config.dpo
+    assert cfg is not None
+
+    def objective(micro: PairBatch) -> Objective:
+        with forward_precision(ctx.device, ctx.config.compute.autocast):
+            with torch.no_grad():
+                ref_logprobs_2N = pair_logprobs(reference, micro)
+            logprobs_2N = pair_logprobs(policy, micro)
+        return preference.objective(logprobs_2N, ref_logprobs_2N, micro, cfg)
+
+    policy.train(bool(ctx.config.model.dropout))
+    return Trainer(
+        ctx=ctx,
+        name="dpo",
+        model=policy,
+        rows=rows,
+        micro_batches=partial(micro_batches, layout="separate", pad_id=ctx.codec.pad_id),
+        counts=preference.counts,
+        objective=objective,
+        timing=seconds,
+        epochs=cfg.epochs,
+        optim=cfg.optim,
+        batch=cfg.batch,
+        part="policy",
+    )
 
 
 def train(
@@ -42,45 +63,8 @@ def train(
     """`epochs` passes over comparisons, one step per `batch_size` pairs; resumes by itself."""
     cfg = ctx.config.dpo
     assert cfg is not None
-    size = min(cfg.batch.batch_size, len(rows))
-    total = max(1, cfg.epochs * len(rows) // cfg.batch.batch_size)
-    optimizer = Optimizer(policy.named_parameters(), cfg.optim)
-    modules, optimizers = {"policy": policy}, {"policy": optimizer}
-    first = resume(where, modules=modules, optimizers=optimizers)
-
-    def objective(micro: PairBatch) -> Objective:
-        with forward_precision(ctx.device, ctx.config.compute.autocast):
-            with torch.no_grad():
-                ref_logprobs_2N = logprobs(reference, micro)
-            logprobs_2N = logprobs(policy, micro)
-        return preference.objective(logprobs_2N, ref_logprobs_2N, micro, cfg)
-
-    policy.train(bool(ctx.config.model.dropout))
-    with ctx.progress("dpo", total - first) as bar:
-        for step in range(first, total):
-            began = time.monotonic()
-            seed_dropout(ctx.config.model, ctx.seed, "dpo", step)
-            index = take(ctx.seed, "dpo", len(rows), step * cfg.batch.batch_size, size)
-            micros = micro_batches(
-                [rows[i] for i in index], cfg.batch.micro_batch_size, "separate", ctx.codec.pad_id
-            )
-            lr = optimizer.set_factor(
-                schedule(cfg.optim.lr_scheduler_type, step, total, warmup=cfg.optim.warmup_steps)
-            )
-            metrics = update(
-                [m.to(ctx.device) for m in micros],
-                counts=preference.counts,
-                objectives=[objective],
-                optimizers=[optimizer],
-            )
-            last = {**values(metrics), "lr": lr, "seconds": time.monotonic() - began}
-            where.journal(step + 1, last)
-            bar.tick(loss=last["loss/train"], accuracy=last["rewards/accuracies"])
-            if cfg.save_steps and (step + 1) % cfg.save_steps == 0:
-                save_checkpoint(
-                    where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={}
-                )
-    return {"steps": total, "loss": where.last_metrics()["loss/train"]}
+    shown = {"loss": "loss/train", "accuracy": "rewards/accuracies"}
+    return trainer(policy, reference, rows, ctx).run(where, save_steps=cfg.save_steps, shown=shown)
 
 
 @torch.no_grad()
@@ -105,7 +89,7 @@ def implicit_margins(
         batch = pair_batch(
             [rows[i] for i in picked], pad_id=ctx.codec.pad_id, multiple=WIDTH_MULTIPLE
         ).to(ctx.device)
-        gains_2N = logprobs(policy, batch) - logprobs(reference, batch)
+        gains_2N = pair_logprobs(policy, batch) - pair_logprobs(reference, batch)
         chosen_N, rejected_N = (cfg.beta * gains_2N).chunk(2)
         for i, margin in zip(picked, (chosen_N - rejected_N).tolist(), strict=True):
             found[i] = margin

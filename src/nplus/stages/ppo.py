@@ -25,7 +25,7 @@ from nplus.records import Demonstration
 from nplus.rollout import Critic, add_values, collect, rm_scores, texts
 from nplus.runs import StageDir
 from nplus.seeding import epoch_order, take
-from nplus.stages.compute import forward_precision, seed_dropout
+from nplus.stages.compute import forward_precision, seed_dropout, workers
 from nplus.stages.context import Clock, Context
 from nplus.stages.drawing import noise
 from nplus.stages.scorers import Gold
@@ -91,12 +91,12 @@ def train_on(
     """All optimiser steps of one update; also the figures of the first, before it moved."""
     cfg = ctx.config.ppo
     objectives = _objectives(policy, critic, ctx)
-    workers = _workers(ctx)
+    threads = workers(ctx.config.compute, ctx.device, ctx.config.model)
     metrics: dict[str, Metric] = {}
     first: dict[str, float] = {}
     ratios: list[float] = []
     all_sum = ctx.topology.collectives.sum
-    for micros in minibatches(batch, cfg, ctx.seed, step, all_sum, workers=workers):
+    for micros in minibatches(batch, cfg, ctx.seed, step, all_sum, workers=threads):
         found = update(
             micros,
             counts=ppo.counts,
@@ -104,7 +104,7 @@ def train_on(
             optimizers=list(optimizers.values()),
             normalise=cfg.normalise,
             all_sum=all_sum,
-            workers=workers,
+            workers=threads,
         )
         metrics = merge([metrics, found])
         ratios.append(found["val/ratio"].value)
@@ -147,12 +147,6 @@ def _objectives(
         return ppo.value_objective(values_BR, micro, cfg)
 
     return [of_policy, of_values]
-
-
-def _workers(ctx: Context) -> int:
-    """Two on a CPU that has threads for them, where nothing is drawn in a forward; else one."""
-    on_cpu = ctx.device.type == "cpu" and torch.get_num_threads() > 1
-    return 2 if ctx.config.compute.side_by_side and on_cpu and not ctx.config.model.dropout else 1
 
 
 def prompts_of(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,17 +14,15 @@ from nplus.batches import Objective, PairBatch, SharedPairBatch
 from nplus.data.collate import WIDTH_MULTIPLE, PairRow, pair_batch, pair_rows, shared_pair_batch
 from nplus.data.comparisons import NEWS_SPLIT
 from nplus.evaluation.accuracy import accuracy_report, margin_records, share
-from nplus.metrics import values
 from nplus.models.scalar import ScalarModel
 from nplus.records import Comparison, InputError, Sample, read_records, write_records
 from nplus.runs import StageDir
 from nplus.seeding import take_grouped
-from nplus.stages.compute import forward_precision, seed_dropout
+from nplus.stages.compute import forward_precision
 from nplus.stages.context import Context
+from nplus.stages.forwards import pair_scores
 from nplus.stages.scorers import Gold, RewardScorer, margins
-from nplus.training.checkpoint import resume, save_checkpoint
-from nplus.training.optim import Optimizer, schedule
-from nplus.training.update import update
+from nplus.stages.trainer import Trainer
 
 Pairs = PairBatch | SharedPairBatch
 
@@ -55,7 +54,7 @@ def _scores(model: ScalarModel, batch: Pairs) -> Tensor:
     """[2N]: chosen scores, then rejected."""
     if isinstance(batch, SharedPairBatch):
         return model.pair_scores(batch)
-    return model.scores(*batch.stacked())
+    return pair_scores(model, batch)
 
 
 @torch.no_grad()
@@ -71,19 +70,11 @@ def _require_shared(model: ScalarModel, row: PairRow, pad_id: int) -> None:
         )
 
 
-def train(
-    model: ScalarModel, rows: list[PairRow], where: StageDir, ctx: Context
-) -> dict[str, float]:
-    """`epochs` passes over comparisons, one step per `batch_size` pairs; resumes by itself."""
+def trainer(model: ScalarModel, rows: list[PairRow], ctx: Context) -> Trainer[PairRow, Pairs]:
+    """The Bradley-Terry loss on comparisons."""
     cfg = ctx.config.reward
-    size = min(cfg.batch.batch_size, len(rows))
-    total = max(1, cfg.epochs * len(rows) // cfg.batch.batch_size)
-    groups = _groups(rows, cfg.layout)
     if cfg.layout == "shared":
         _require_shared(model, rows[0], ctx.codec.pad_id)
-    optimizer = Optimizer(model.named_parameters(), cfg.optim)
-    modules, optimizers = {"model": model}, {"model": optimizer}
-    first = resume(where, modules=modules, optimizers=optimizers)
 
     def objective(micro: Pairs) -> Objective:
         with forward_precision(ctx.device, ctx.config.compute.autocast):
@@ -91,34 +82,33 @@ def train(
         return reward.objective(scores_2N, micro, center=cfg.center_rewards_coefficient)
 
     model.train()
-    with ctx.progress("reward", total - first) as bar:
-        for step in range(first, total):
-            began = time.monotonic()
-            seed_dropout(ctx.config.model, ctx.seed, "reward", step)
-            index = take_grouped(ctx.seed, "reward", groups, step * cfg.batch.batch_size, size)
-            micros = micro_batches(
-                [rows[i] for i in index],
-                cfg.batch.micro_batch_size,
-                cfg.layout,
-                ctx.codec.pad_id,
-            )
-            lr = optimizer.set_factor(
-                schedule(cfg.optim.lr_scheduler_type, step, total, warmup=cfg.optim.warmup_steps)
-            )
-            metrics = update(
-                [m.to(ctx.device) for m in micros],
-                counts=reward.counts,
-                objectives=[objective],
-                optimizers=[optimizer],
-            )
-            last = {**values(metrics), "lr": lr, "seconds": time.monotonic() - began}
-            where.journal(step + 1, last)
-            bar.tick(loss=last["loss/train"], accuracy=last["accuracy"])
-            if cfg.save_steps and (step + 1) % cfg.save_steps == 0:
-                save_checkpoint(
-                    where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={}
-                )
-    return {"steps": total, "loss": where.last_metrics()["loss/train"]}
+    return Trainer(
+        ctx=ctx,
+        name="reward",
+        model=model,
+        rows=rows,
+        micro_batches=partial(micro_batches, layout=cfg.layout, pad_id=ctx.codec.pad_id),
+        counts=reward.counts,
+        objective=objective,
+        timing=seconds,
+        epochs=cfg.epochs,
+        optim=cfg.optim,
+        batch=cfg.batch,
+        order=partial(take_grouped, ctx.seed, "reward", _groups(rows, cfg.layout)),
+    )
+
+
+def seconds(_: Sequence[Pairs], spent: float) -> dict[str, float]:
+    return {"seconds": spent}
+
+
+def train(
+    model: ScalarModel, rows: list[PairRow], where: StageDir, ctx: Context
+) -> dict[str, float]:
+    """`epochs` passes over comparisons, one step per `batch_size` pairs; resumes by itself."""
+    shown = {"loss": "loss/train", "accuracy": "accuracy"}
+    save_steps = ctx.config.reward.save_steps
+    return trainer(model, rows, ctx).run(where, save_steps=save_steps, shown=shown)
 
 
 @torch.no_grad()

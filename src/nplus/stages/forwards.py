@@ -1,0 +1,98 @@
+"""Forwards of the training stages that compute no more than a loss reads.
+
+Rows are moved right, so that what is read of them stands in the last columns: there the last block
+runs alone, and the vocabulary head on the tokens in the loss alone, a piece at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nplus.algorithms import supervised
+from nplus.batches import Objective, PairBatch, TokenBatch
+from nplus.models.attention import NAME as BATCHED
+from nplus.models.lm import (
+    plain_head,
+    response_hidden,
+    sequence_logits,
+    sequence_logprobs,
+    trailing_hidden,
+)
+from nplus.models.scalar import ScalarModel
+from nplus.ops.logprobs import head_nll, head_token_logprobs
+from nplus.ops.losses import target_mask
+
+
+def token_objective(model: PreTrainedModel, batch: TokenBatch) -> Objective:
+    """Weighted cross-entropy over the loss mask (Detail C2)."""
+    head = plain_head(model)
+    if head is None:
+        return supervised.objective(sequence_logits(model, batch.tokens_BT, batch.mask_BT), batch)
+    targets_BT = target_mask(batch.mask_BT, batch.loss_mask_BT)
+    mask_BT, tokens_BT, targets_BT, weight_BT = right_aligned(
+        model, batch.mask_BT, batch.tokens_BT, targets_BT, batch.weight_BT
+    )
+    at = targets_BT.nonzero(as_tuple=True)
+    hidden_ND = _predicting(model, tokens_BT, mask_BT, at)
+    nll = head_nll(hidden_ND, head.weight, head.bias, tokens_BT[at], weight_BT[at])
+    return supervised.summed(nll, batch)
+
+
+def pair_logprobs(model: PreTrainedModel, batch: PairBatch) -> Tensor:
+    """[2N] float32: summed log-probs of the responses, EOS included, the chosen ones first."""
+    head = plain_head(model)
+    if head is None:
+        return sequence_logprobs(model, *batch.stacked(), batch.stacked_response_mask())
+    tokens_BT, mask_BT = batch.stacked()
+    mask_BT, tokens_BT, response_BT = right_aligned(
+        model, mask_BT, tokens_BT, batch.stacked_response_mask()
+    )
+    at = response_BT.nonzero(as_tuple=True)
+    hidden_ND = _predicting(model, tokens_BT, mask_BT, at)
+    logprobs_N = head_token_logprobs(hidden_ND, head.weight, head.bias, tokens_BT[at])
+    return logprobs_N.new_zeros(len(tokens_BT)).index_add(0, at[0], logprobs_N)
+
+
+def pair_scores(model: ScalarModel, batch: PairBatch) -> Tensor:
+    """[2N] float32: scores at the last real token (Detail D4), the chosen responses' first."""
+    tokens_BT, mask_BT = batch.stacked()
+    if not _gains(model.network):
+        return model.scores(tokens_BT, mask_BT)
+    mask_BT, tokens_BT = right_aligned(model.network, mask_BT, tokens_BT)
+    width = model.tokens_back + 1
+    return model.head(trailing_hidden(model.network, tokens_BT, mask_BT, width)[:, 0])
+
+
+def right_aligned(
+    model: PreTrainedModel, mask_BT: Tensor, *others_BT: Tensor
+) -> tuple[Tensor, ...]:
+    """`mask_BT, *others_BT`, each row turned until its last real token is in the last column.
+
+    Positions count real tokens (Detail B6), so nothing else changes. A model that counts slots, or
+    runs its last block on all columns anyway, gets the rows as they are.
+    """
+    if not _gains(model):
+        return mask_BT, *others_BT
+    width = mask_BT.shape[1]
+    empty_B = mask_BT.flip(-1).int().argmax(-1)
+    columns_T = torch.arange(width, device=mask_BT.device)
+    index_BT = (columns_T - empty_B[:, None]) % width
+    return tuple(x_BT.gather(1, index_BT) for x_BT in (mask_BT, *others_BT))
+
+
+def _gains(model: PreTrainedModel) -> bool:
+    counts_tokens = getattr(model, "nplus_positions", "real") == "real"
+    return counts_tokens and model.config._attn_implementation == BATCHED
+
+
+def _predicting(
+    model: PreTrainedModel, tokens_BT: Tensor, mask_BT: Tensor, at: tuple[Tensor, Tensor]
+) -> Tensor:
+    """[N, D]: the hidden states that predict the tokens at `at`, their rows and columns."""
+    rows_N, columns_N = at
+    start = max(1, int(columns_N.min())) if len(columns_N) else tokens_BT.shape[1] - 1
+    width = tokens_BT.shape[1] - start
+    hidden_BRD = response_hidden(model, tokens_BT, mask_BT, width)
+    return hidden_BRD.flatten(0, 1).index_select(0, rows_N * width + columns_N - start)

@@ -1,0 +1,125 @@
+"""A model trained on rows, one optimiser step after the other: what SFT, reward and DPO share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+
+from nplus.batches import Objective
+from nplus.config import BatchConfig, OptimConfig
+from nplus.metrics import values
+from nplus.runs import StageDir
+from nplus.seeding import take
+from nplus.stages.compute import seed_dropout, workers
+from nplus.stages.context import Context
+from nplus.training.checkpoint import resume, save_checkpoint
+from nplus.training.optim import Optimizer, schedule
+from nplus.training.update import update
+
+Row = TypeVar("Row")
+
+
+class Movable(Protocol):
+    """A batch that can go to a device."""
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+
+Micro = TypeVar("Micro", bound=Movable)
+
+
+@dataclass(slots=True)
+class Trainer(Generic[Row, Micro]):
+    """A model, its optimiser and the rows: one `step` per `batch.batch_size` rows.
+
+    A last incomplete batch of all `epochs` is left out, as in the paper (Detail B3's step counts).
+    """
+
+    ctx: Context
+    name: str
+    """The stage's: the order of the rows and what dropout draws hang on it."""
+    model: torch.nn.Module
+    rows: Sequence[Row]
+    micro_batches: Callable[[list[Row], int], list[Micro]]
+    """Micro-batches of so many rows, the shortest first."""
+    counts: Callable[[Micro], Mapping[str, float]]
+    objective: Callable[[Micro], Objective]
+    timing: Callable[[Sequence[Micro], float], dict[str, float]]
+    """What the journal tells of a step's micro-batches and seconds."""
+    epochs: int
+    optim: OptimConfig
+    batch: BatchConfig
+    order: Callable[[int, int], np.ndarray] | None = None
+    """`order(start, count)`: which rows come next; None reshuffles them every epoch."""
+    part: str = "model"
+    """What checkpoints call the model."""
+    total: int = field(init=False)
+    optimizer: Optimizer = field(init=False)
+    tried: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.total = max(1, self.epochs * len(self.rows) // self.batch.batch_size)
+        self.optimizer = Optimizer(self.model.named_parameters(), self.optim)
+
+    def step(self, number: int) -> dict[str, float]:
+        """Optimiser step `number` (0-based); its metrics, the learning rate and the time."""
+        began = time.monotonic()
+        seed_dropout(self.ctx.config.model, self.ctx.seed, self.name, number)
+        size = min(self.batch.batch_size, len(self.rows))
+        start = number * self.batch.batch_size
+        if self.order is None:
+            index = take(self.ctx.seed, self.name, len(self.rows), start, size)
+        else:
+            index = self.order(start, size)
+        cfg = self.ctx.config
+        threads = workers(cfg.compute, self.ctx.device, cfg.model)
+        rows = -(-self.batch.micro_batch_size // threads)  # all workers' are in memory at a time
+        micros = self.micro_batches([self.rows[i] for i in index], rows)
+        micros = [micro.to(self.ctx.device) for micro in micros]
+        if threads > 1:
+            self._try_once(micros[0])
+        factor = schedule(
+            self.optim.lr_scheduler_type, number, self.total, warmup=self.optim.warmup_steps
+        )
+        lr = self.optimizer.set_factor(factor)
+        metrics = update(
+            micros,
+            counts=self.counts,
+            objectives=[self.objective],
+            optimizers=[self.optimizer],
+            workers=threads,
+        )
+        return {**values(metrics), "lr": lr, **self.timing(micros, time.monotonic() - began)}
+
+    @torch.no_grad()
+    def _try_once(self, micro: Micro) -> None:
+        """What a network is tried for at its first call is tried before there are two threads."""
+        if not self.tried:
+            self.objective(micro)
+            self.tried = True
+
+    def run(
+        self, where: StageDir, *, save_steps: int, shown: Mapping[str, str]
+    ) -> dict[str, float]:
+        """All steps, from the last checkpoint on; `shown` names the metrics beside the bar."""
+        modules, optimizers = {self.part: self.model}, {self.part: self.optimizer}
+        first = resume(where, modules=modules, optimizers=optimizers)
+        with self.ctx.progress(self.name, self.total - first) as bar:
+            for number in range(first, self.total):
+                found = self.step(number)
+                where.journal(number + 1, found)
+                bar.tick(**{label: found[name] for label, name in shown.items()})
+                if save_steps and (number + 1) % save_steps == 0:
+                    save_checkpoint(
+                        where.checkpoints,
+                        number + 1,
+                        modules=modules,
+                        optimizers=optimizers,
+                        cursor={},
+                    )
+        return {"steps": self.total, "loss": where.last_metrics()["loss/train"]}

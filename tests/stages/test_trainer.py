@@ -1,0 +1,118 @@
+"""Steps of SFT, reward and DPO: two threads come to what one comes to, every time."""
+
+import pytest
+import torch
+
+from nplus.config import DPOConfig
+from nplus.data.collate import PairRow
+from nplus.models.scalar import ScalarModel
+from nplus.seeding import stream
+from nplus.stages import dpo, reward, sft
+from nplus.training.update import update
+
+EOS, PAD = 0, 1
+BATCH = {"batch": {"batch_size": 12, "micro_batch_size": 6}, "optim": {"learning_rate": 1e-3}}
+
+
+class Ids:
+    eos_id, pad_id = EOS, PAD
+
+
+def words(n, what, low, high):
+    draw = stream(0, "trainer", n, what)
+    return draw.integers(2, 61, size=int(draw.integers(low, high))).tolist()
+
+
+ROWS = [(words(n, 0, 2, 9), [*words(n, 1, 1, 8), EOS]) for n in range(30)]
+PAIRS = [PairRow(*row, [*words(n, 2, 1, 8), EOS]) for n, row in enumerate(ROWS)]
+
+
+@pytest.fixture
+def trainer(tiny_causal, stage_context):
+    """`trainer(stage, threads=1, side_by_side=True)`: one of the three, from the same weights."""
+    before = torch.get_num_threads()
+
+    def build(stage, threads, side_by_side=True, **changed):
+        torch.set_num_threads(threads)
+        cfg = DPOConfig(**BATCH) if stage == "dpo" else BATCH
+        ctx = stage_context(
+            codec=Ids(), compute={"side_by_side": side_by_side}, **{stage: cfg}, **changed
+        )
+        model = tiny_causal(spread=0.02).double()
+        model.set_attn_implementation("batched")
+        if stage == "sft":
+            cfg = ctx.config.sft
+            return sft.trainer(
+                model,
+                ROWS,
+                ctx,
+                name="sft",
+                epochs=2,
+                optim=cfg.optim,
+                batch=cfg.batch,
+                pad_id=PAD,
+                response_weight=2.0,
+            )
+        if stage == "reward":
+            return reward.trainer(ScalarModel.from_causal(model, pad_id=PAD, seed=0), PAIRS, ctx)
+        reference = tiny_causal(seed=1, spread=0.02).double().requires_grad_(False)
+        return dpo.trainer(model, reference, PAIRS, ctx)
+
+    yield build
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    """How many shared each step."""
+    seen = []
+
+    def watched(*args, **settings):
+        seen.append(settings["workers"])
+        return update(*args, **settings)
+
+    monkeypatch.setattr("nplus.stages.trainer.update", watched)
+    return seen
+
+
+def after(trainer, steps=3):
+    metrics = [trainer.step(number) for number in range(steps)]
+    timing = {"seconds", "tokens_per_second"}
+    return (
+        [{k: v for k, v in row.items() if k not in timing} for row in metrics],
+        [p.detach().clone() for p in trainer.model.parameters()],
+    )
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_two_threads_come_to_what_one_comes_to(stage, trainer, workers):
+    metrics, weights = after(trainer(stage, 1))
+    found, moved = after(trainer(stage, 2))
+    assert workers == [1, 1, 1, 2, 2, 2]
+    for ours, theirs in zip(found, metrics, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-11)
+    for mine, other in zip(moved, weights, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11)
+    # Gradients of two threads add up in the same order every time.
+    again, exactly = after(trainer(stage, 2))
+    assert again == found
+    assert all(map(torch.equal, exactly, moved))
+
+
+@pytest.mark.parametrize("changed", [{"side_by_side": False}, {"model": {"dropout": 0.1}}])
+def test_one_thread_where_it_is_asked_for_or_dropout_draws(changed, trainer, workers):
+    trainer("sft", 2, **changed).step(0)
+    assert workers == [1]
+
+
+def test_as_many_rows_are_in_memory_as_with_one_worker(trainer, monkeypatch):
+    sizes = []
+
+    def watched(micros, **settings):
+        sizes.append(sorted(map(len, micros)))
+        return update(micros, **settings)
+
+    monkeypatch.setattr("nplus.stages.trainer.update", watched)
+    for threads in (1, 2):
+        trainer("sft", threads).step(0)
+    assert sizes == [[6, 6], [3, 3, 3, 3]]
