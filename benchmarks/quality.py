@@ -184,6 +184,7 @@ def described(bench: Bench, cell: Cell, split: str) -> dict[str, Any]:
             "front": before["cpu_seconds"] / before["clock"],
             "ppo": ppo["cpu_seconds"] / ppo["clock"],
         },
+        "interrupted_seconds": before["interrupted"] + ppo["interrupted"],
         "peak_rss_gib": max(before["peak_rss_gib"], ppo["peak_rss_gib"]),
         **judged,
         "updates_to_level": at and at["update"],

@@ -8,7 +8,8 @@ and one judge, nplus's evaluation, sets each snapshot's near-greedy responses ag
 by the world's gold score (`quality.py`).
 
 Each side has the same grid of settings under one tuning seed, judged on validation posts; its best
-one runs under fresh seeds, judged on test posts. Every piece is kept in `--work`, so that a
+one runs under fresh seeds, judged on test posts. The time to quality is the clock's at the first
+snapshot that wins 60% and whose successor does too. Every piece is kept in `--work`, so that a
 benchmark that was ended goes on.
 """
 
