@@ -30,9 +30,9 @@ STAGE_OF = {"A4": "sample", "A5": "sft", "A6": "sft"}
 FILES = ("data={file}", "label.kind=contrast", "evaluate.judge=reward", "sample=null")
 LOCAL = ("model.model_name_or_path={model}", "model.size=null", "tokenizer.vocab_size=null")
 ENDS = (
-    "ppo.sampling.temperature=4",  # so that some responses meet their EOS
-    "ppo.batch_size=16",
-    "ppo.total_episodes=16",
+    "ppo.sampling.temperature=30",  # so that several responses meet their EOS
+    "ppo.batch_size=48",
+    "ppo.total_episodes=48",
     "ppo.micro_batch_size=8",
 )
 GIVEN = {

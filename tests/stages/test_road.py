@@ -18,6 +18,7 @@ from nplus.records import Comparison, Completion, InputError, Judgement, Sample,
 from nplus.runs import RunRoot, alone_in
 from nplus.stages import ppo as ppo_stage
 from nplus.stages import sft as sft_stage
+from nplus.stages import trainer as trainer_module
 from nplus.stages.copying import CopyGateError
 from nplus.stages.scorers import Gold, RewardScorer
 
@@ -423,7 +424,7 @@ def test_without_a_checkpoint_a_stage_starts_again(
 ):
     drop(copied, "sft")
     with monkeypatch.context() as patch:
-        break_off_after(patch, sft_stage, 1)
+        break_off_after(patch, trainer_module, 1)
         with pytest.raises(PowerCutError):
             drive(road_config(), copied.path, until="sft")
     again = drive(road_config(), copied.path, until="sft").stages()["sft"]
