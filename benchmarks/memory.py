@@ -39,8 +39,9 @@ from nplus.stages.context import Context
 RECIPE = "toy:tiny"
 MIB = 1 << 20
 EVERY = 10
-GROWTH = 0.02
-"""Of the memory half-way: how much more there may be at the end."""
+LIMITS = {"rss": 0.02, "allocated": 0.02, "tensors": 0.0}
+"""How much more there may be at the end than half-way, as a share. Before that there is growth:
+oneDNN keeps, for good, a kernel of every matrix product whose shape is new to it, 256 KiB each."""
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -119,7 +120,7 @@ def growth(looks: list[dict[str, float]], name: str) -> dict[str, float]:
     half = looks[len(looks) // 2 :]
     x, y = (np.array([row[key] for row in half]) for key in ("update", name))
     fit = stats.linregress(x, y)
-    margin = float(stats.t.ppf(0.975, len(x) - 2) * fit.stderr)
+    margin = float(np.nan_to_num(stats.t.ppf(0.975, len(x) - 2) * fit.stderr))
     begin, end = (float(np.median(part)) for part in (y[:5], y[-5:]))
     return {
         "at_half": begin,
@@ -146,7 +147,7 @@ def main() -> None:
         began = time.perf_counter()
         looks, shapes = train(out, sets, args.updates)
         seconds = time.perf_counter() - began
-    found = {name: growth(looks, name) for name in ("rss", "allocated", "tensors")}
+    found = {name: growth(looks, name) for name in LIMITS}
     print(f"{args.updates} updates in {seconds:.0f} s, {len(shapes)} shapes of prompts, responses")
     for name, row in found.items():
         print(
@@ -159,9 +160,9 @@ def main() -> None:
         {"updates": args.updates, "seconds": seconds, "shapes": len(shapes), "growth": found}
         | {"looks": looks},
     )
-    grown = [name for name, row in found.items() if row["growth"] > GROWTH]
+    grown = [name for name, limit in LIMITS.items() if found[name]["growth"] > limit]
     if grown:
-        raise SystemExit(f"grew by more than {100 * GROWTH:.0f}%: {', '.join(grown)}")
+        raise SystemExit(f"grew by more than its limit: {', '.join(grown)}")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python benchmarks/vllm_generation.py
 
-The first near-greedy tokens have to be alike before anything is timed. vLLM runs in one process,
-which on these two cores is faster than its usual three and leaves it both of them; with the OpenMP
-and, where Debian's libtcmalloc-minimal4 is installed, the allocator that its manual recommends; and
-both compiled and not. It gives tokens, nplus tokens and their log-probs.
+Of nine prompts in ten the greedy responses have to be the same before anything is timed; in
+bfloat16, where rounding decides between words of like probability, the first tokens of three in
+four. vLLM runs in one process: its usual three, pinned to both cores, are slower here. It has the
+OpenMP and, where Debian's libtcmalloc-minimal4 is installed, the allocator that its manual
+recommends, and is timed compiled and not. It gives tokens, nplus tokens and their log-probs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ CASES: dict[str, Case] = {
     "smollm-8-samples": ("smollm", 8, 256, 8, "bfloat16"),
     "A-64": ("A", 64, 64, 1, "float32"),
 }
+LEAST = {"float32": 0.9, "bfloat16": 0.75}
+"""Share of the prompts whose greedy response, or first token, is nplus's."""
 
 
 def variables(threads: int) -> dict[str, str]:
@@ -70,10 +73,11 @@ def main() -> None:
         case = CASES[name]
         with tempfile.TemporaryDirectory() as scratch:
             programs = specs(case, Path(scratch), args.threads)
-            run(programs, args.repeats, partial(require_same, programs, case[-1]), warmup=2)
-        share = require_same(programs, case[-1])
+            check = partial(require_same, programs, case[-1], LEAST[case[-1]])
+            run(programs, args.repeats, check, warmup=2)
+        share = check()
         rows = [summary(program) for program in programs]
-        print(f"{name}: near-greedy tokens alike {100 * share:.1f}%")
+        print(f"{name}: greedy tokens alike {100 * share:.1f}%")
         for row in rows:
             seconds = row["seconds"]
             ratio = seconds["median"] / rows[0]["seconds"]["median"]
