@@ -39,6 +39,12 @@ def test_a_machine_that_slows_down_changes_no_ratio():
     assert (found["b"].seconds, found["b"].low, found["b"].high) == pytest.approx((3.6, 0.9, 14.4))
 
 
+def test_a_ratio_is_that_of_most_rounds_not_of_the_medians():
+    # 0.5, 1.5 and 0.5 of the default's time in the same round; the medians are 10 and 15.
+    found = compared({"a": [1.0, 10.0, 100.0], "b": [0.5, 15.0, 50.0]}, "a")
+    assert [way.ratio for way in found] == [1.0, 0.5]
+
+
 def test_several_works_count_by_their_geometric_mean(cell):
     cells = [cell(a=TEN, b=[5.0] * 5), cell(a=TEN, b=[12.0] * 5)]
     assert overall(cells, "b") == pytest.approx(math.sqrt(0.5 * 1.2))

@@ -30,6 +30,8 @@ from nplus.training.threads import side_by_side
 PRECISIONS = ("highest", "high", "medium")
 ATTENTIONS = ("sdpa", "eager", "batched")
 AUTOCASTS = ("none", "bfloat16")
+ROWS_MARGIN = 0.05
+"""Advice that changes from one measurement to the next is worse than none."""
 
 
 @dataclass(slots=True)
@@ -263,5 +265,5 @@ def _advise(
     bench: Bench, key: str, work: str, ways: Mapping[str, Callable[[], None]], default: str
 ) -> None:
     times = bench.time(key, work, ways, default)
-    taken, why = choose([compared(times, default)], default)
+    taken, why = choose([compared(times, default)], default, margin=ROWS_MARGIN)
     bench.choice(key, int(taken), int(default), why, under=work, advice=True)

@@ -21,7 +21,7 @@ class Pace:
 
     rounds: int = 5
     least: int = 3
-    seconds: float = 2.0
+    seconds: float = 1.5
 
 
 def clocked(way: Callable[[], object], device: torch.device) -> Callable[[], float]:
