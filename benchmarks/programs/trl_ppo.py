@@ -4,6 +4,7 @@ python trl_ppo.py SPEC.json      (inside an environment with trl 1.12.0)
 """
 
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -67,11 +68,15 @@ class Gate:
 def main(spec_file):
     spec = json.loads(Path(spec_file).read_text())
     torch.set_num_threads(spec["threads"])
+    torch.set_float32_matmul_precision(spec["products"])
+    if spec["bf16"]:  # without it PPOTrainer's autocast stays off on a CPU
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     tokenizer = AutoTokenizer.from_pretrained(spec["tokenizer"], padding_side="left")
     rows = Dataset.from_dict({"input_ids": spec["queries"]})
 
     def load(auto, name, **options):
-        return auto.from_pretrained(spec[name], dtype=torch.float32, **options)
+        how = {"dtype": torch.float32, "attn_implementation": spec["attention"]}
+        return auto.from_pretrained(spec[name], **how, **options)
 
     policy = load(AutoModelForCausalLM, "policy")
     start = {name: p.detach().clone() for name, p in policy.named_parameters()}
