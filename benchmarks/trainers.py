@@ -63,7 +63,7 @@ def build(root: Path, shape: str) -> Spec:
     """Models and tokenizer on disk; DPO's reference is the policy, a little moved."""
     codec = train_bpe(corpus(), VOCAB)
     codec.save(root / "tokenizer")
-    policy = network(shape, codec)
+    policy = network(SHAPES[shape], codec)
     save_causal_lm(policy, root / "sft" / "model", codec.tokenizer)
     ScalarModel.from_causal(policy, pad_id=codec.pad_id, seed=1).save(
         root / "reward" / "model", codec.tokenizer

@@ -105,7 +105,7 @@ def test_one_thread_where_it_is_asked_for_or_dropout_draws(changed, trainer, wor
     assert workers == [1]
 
 
-def test_as_many_rows_are_in_memory_as_with_one_worker(trainer, monkeypatch):
+def test_every_worker_has_a_micro_batch(trainer, monkeypatch):
     sizes = []
 
     def watched(micros, **settings):
@@ -113,6 +113,9 @@ def test_as_many_rows_are_in_memory_as_with_one_worker(trainer, monkeypatch):
         return update(micros, **settings)
 
     monkeypatch.setattr("nplus.stages.trainer.update", watched)
-    for threads in (1, 2):
-        trainer("sft", threads).step(0)
-    assert sizes == [[6, 6], [3, 3, 3, 3]]
+    for rows in (4, 12):
+        for threads in (1, 2):
+            one = trainer("sft", threads)
+            one.batch = one.batch.model_copy(update={"micro_batch_size": rows})
+            one.step(0)
+    assert sizes == [[4, 4, 4], [4, 4, 4], [12], [6, 6]]

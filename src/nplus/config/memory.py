@@ -9,9 +9,9 @@ What is counted, in bytes, for `n` parameters over `W` processes:
     cache       keys and values of one rollout forward: 2 * layers * kv width * rows * (P + R)
     activations of one micro-batch, kept for the backward: `activation_bytes`, `head_bytes`
 
-Where `compute.device` is `cpu`, SFT, reward models and DPO train by two workers, with half a
-micro-batch and gradients each. Not counted: the allocator's waste, the kernels' work space, the
-CUDA context (about 1 GiB), and the gradients of PPO's second worker on a CPU.
+Where `compute.device` is `cpu`, two workers train, with a micro-batch and gradients each; PPO's
+second worker is left out. Not counted: the allocator's waste, the kernels' work space, the CUDA
+context (about 1 GiB).
 """
 
 from __future__ import annotations
@@ -135,8 +135,7 @@ def _kept(
 def _trained(cfg: RunConfig, parameters: int, precision: Precision, world_size: int) -> States:
     """`trained_bytes`, with the second thread's gradients where there is one."""
     found = trained_bytes(parameters, precision, world_size)
-    if cfg.compute.device == "cpu" and cfg.compute.side_by_side and not cfg.model.dropout:
-        found["gradients"] *= 2
+    found["gradients"] *= _workers(cfg)
     return found
 
 
@@ -145,7 +144,14 @@ def _sft(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     rows = cfg.sft.batch.micro_batch_size
     tokens = cfg.data.max_length or cfg.data.max_query_tokens + cfg.data.max_response_tokens
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=tokens, precision=precision)
-    return Need(_trained(cfg, shape.parameters, precision, world_size), {"activations": kept})
+    states = _trained(cfg, shape.parameters, precision, world_size)
+    return Need(states, {"activations": _workers(cfg) * kept})
+
+
+def _workers(cfg: RunConfig) -> int:
+    """How many share a minibatch, as far as the config tells."""
+    on_cpu = cfg.compute.device == "cpu" and cfg.compute.side_by_side
+    return 2 if on_cpu and not cfg.model.dropout else 1
 
 
 def _pair_tokens(cfg: RunConfig) -> int:
@@ -163,7 +169,7 @@ def _reward(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     rows, tokens = 2 * cfg.reward.batch.micro_batch_size, _pair_tokens(cfg)
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=0, precision=precision)
     states = _trained(cfg, shape.scalar_parameters, precision, world_size)
-    return Need(states, {"activations": kept})
+    return Need(states, {"activations": _workers(cfg) * kept})
 
 
 def _dpo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
@@ -173,7 +179,7 @@ def _dpo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=tokens, precision=precision)
     states = _trained(cfg, shape.parameters, precision, world_size)
     states["reference"] = float(shape.parameters * precision.stored)
-    return Need(states, {"activations": kept})
+    return Need(states, {"activations": _workers(cfg) * kept})
 
 
 def _ppo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:

@@ -78,7 +78,7 @@ class Trainer(Generic[Row, Micro]):
             index = self.order(start, size)
         cfg = self.ctx.config
         threads = workers(cfg.compute, self.ctx.device, cfg.model)
-        rows = -(-self.batch.micro_batch_size // threads)  # all workers' are in memory at a time
+        rows = min(self.batch.micro_batch_size, -(-size // threads))  # some for every worker
         micros = self.micro_batches([self.rows[i] for i in index], rows)
         micros = [micro.to(self.ctx.device) for micro in micros]
         if threads > 1:
