@@ -47,9 +47,10 @@ details: $(INSTALLED)  ## Write docs/details.md and which tests hold which detai
 test-peers: $(INSTALLED) $(PEER_NAMES:%=$(PEERS)/%/.installed)  ## The numbers against installed TRL
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=10 -m peers tests/peers
 
-bench: $(INSTALLED) $(PEERS)/trl-1.12.0/.installed  ## Speed against other systems, in turns
+bench: $(INSTALLED) $(PEER_NAMES:%=$(PEERS)/%/.installed)  ## Speed against other systems, in turns
 	$(BIN)/python benchmarks/ppo_update.py --shape A
 	$(BIN)/python benchmarks/ppo_update.py --shape B
+	$(BIN)/python benchmarks/trainers.py --stage sft reward dpo
 	$(BIN)/python benchmarks/generation.py --case A-64 A-128 A-64-long A-8-samples
 
 $(PEERS)/%/.installed: tests/peers/requirements-%.txt
