@@ -90,15 +90,15 @@ def _print(tuning: Tuning, as_json: bool) -> None:
         errors = ", ".join(f"{name} {error:.1e}" for name, error in tuning.errors.items())
         console.print(f"relative error of products against float64: {errors}", highlight=False)
     console.print(_choices(tuning))
-    console.print("Settings take it with =auto, all but advice with --set compute=auto.")
+    console.print("`--set compute=auto` takes all but the advice; a key by itself, KEY=auto.")
 
 
 def _measurements(tuning: Tuning) -> Table:
     from rich.table import Table
 
     table = Table("setting", "work", "median, and times the first", title="measured, in turns")
-    before = ""
-    for row in tuning.measurements:
+    order, before = [row.key for row in tuning.measurements], ""
+    for row in sorted(tuning.measurements, key=lambda row: order.index(row.key)):
         ways = ", ".join(_shown(way, n == 0) for n, way in enumerate(row.alternatives))
         table.add_row(row.key if row.key != before else "", row.work, ways)
         before = row.key
