@@ -88,6 +88,11 @@ class TokenBatch(Batch):
     def __len__(self) -> int:
         return self.tokens_BT.shape[0]
 
+    @property
+    def slots(self) -> int:
+        """Tokens that a forward computes, padding included."""
+        return self.tokens_BT.numel()
+
 
 @dataclass(frozen=True, slots=True)
 class PairBatch(Batch):
@@ -115,6 +120,11 @@ class PairBatch(Batch):
 
     def __len__(self) -> int:
         return self.chosen_NT.shape[0]
+
+    @property
+    def slots(self) -> int:
+        """Tokens that a forward of both sides computes, padding included."""
+        return 2 * self.chosen_NT.numel()
 
     def stacked(self) -> tuple[Tensor, Tensor]:
         """`tokens_2NT, mask_2NT`: the chosen rows, then the rejected (one forward, Detail D1)."""
@@ -151,6 +161,11 @@ class SharedPairBatch:
 
     def __len__(self) -> int:
         return self.margin_N.shape[0]
+
+    @property
+    def slots(self) -> int:
+        """Tokens that a forward computes, padding included."""
+        return self.tokens_BT.numel()
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on `device`."""

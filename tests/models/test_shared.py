@@ -30,13 +30,15 @@ def llama():
     return LlamaForCausalLM(config)
 
 
-@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("attn", ["eager", "sdpa", "batched"])
 @pytest.mark.parametrize("family", ["neox", "llama"])
-def test_scores_and_gradients_are_those_of_separate_sequences(family, attn, tiny_causal):
+@pytest.mark.parametrize("back", [0, 1])
+def test_scores_and_gradients_are_those_of_separate_sequences(back, family, attn, tiny_causal):
     causal = tiny_causal() if family == "neox" else llama()
     causal.set_attn_implementation(attn)
     model = ScalarModel.from_causal(causal, pad_id=PAD, seed=0)
     model.set_shift(0.25)
+    model.tokens_back = back
 
     def scores_and_gradients(scores_2N):
         model.zero_grad()

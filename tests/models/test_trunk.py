@@ -85,6 +85,24 @@ def test_states_and_gradients_are_the_modules_own(name, width, length):
         torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["neox", "llama"])
+def test_columns_can_be_chosen_row_by_row(name):
+    model = build(name)
+    inputs = model_inputs(model, *batch(70))
+    columns_BW = torch.tensor([[69, 5, 40], [0, 69, 2], [33, 67, 33]])
+    ours = last_states(model.base_model, inputs, columns_BW)
+    every = model.base_model(**inputs).last_hidden_state
+    theirs = torch.stack([row[columns] for row, columns in zip(every, columns_BW, strict=True)])
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    parameters = list(model.base_model.parameters())
+    for mine, its in zip(
+        torch.autograd.grad(ours.square().sum(), parameters),
+        torch.autograd.grad(theirs.square().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-4)
+
+
 def test_padding_reaches_no_real_state():
     model = build("neox")
     tokens_BT, mask_BT = batch(9)

@@ -36,6 +36,14 @@ def inputs(name, dtype=torch.float64):
     return tensors, (angles.cos(), angles.sin()), mask_BTT, {"heads": heads, "groups": groups}
 
 
+def ours_of(tensors, turn, mask_BTT, sizes):
+    """The last columns look at all."""
+    length = tensors[0].shape[1] // len(mask_BTT)
+    turn_q = tuple(x[..., -length:] for x in turn)
+    biases = tuple(tensors[2:]) or None
+    return rotary_attention(*tensors[:2], biases, (turn_q, turn), mask_BTT[:, -length:], **sizes)
+
+
 def by_definition(query, keys_values, bias_q, bias_kv, turn, mask_BTT, sizes):
     rows, seen = mask_BTT.shape[:2]
     heads, groups = sizes["heads"], sizes["groups"]
@@ -70,7 +78,7 @@ def by_definition(query, keys_values, bias_q, bias_kv, turn, mask_BTT, sizes):
 def test_attention_and_its_gradients_are_the_definitions(name):
     tensors, turn, mask_BTT, sizes = inputs(name)
     tensors = [x.requires_grad_() for x in tensors]
-    ours = rotary_attention(tensors[0], tensors[1], tuple(tensors[2:]), turn, mask_BTT, **sizes)
+    ours = ours_of(tensors, turn, mask_BTT, sizes)
     theirs = by_definition(*tensors, turn, mask_BTT, sizes)
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
     up = torch.randn(ours.shape, generator=torch.Generator().manual_seed(4), dtype=ours.dtype)
@@ -84,9 +92,9 @@ def test_attention_and_its_gradients_are_the_definitions(name):
 
 def test_without_biases_it_is_as_with_zeros():
     tensors, turn, mask_BTT, sizes = inputs("shared keys")
-    zeros = tuple(torch.zeros_like(x) for x in tensors[2:])
-    with_zeros = rotary_attention(*tensors[:2], zeros, turn, mask_BTT, **sizes)
-    without = rotary_attention(*tensors[:2], None, turn, mask_BTT, **sizes)
+    zeros = [torch.zeros_like(x) for x in tensors[2:]]
+    with_zeros = ours_of([*tensors[:2], *zeros], turn, mask_BTT, sizes)
+    without = ours_of(tensors[:2], turn, mask_BTT, sizes)
     assert torch.equal(without, with_zeros)
 
 
@@ -95,7 +103,7 @@ def test_bfloat16_is_near_the_definition():
     theirs = by_definition(*tensors, turn, mask_BTT, sizes)
     narrow = [x.bfloat16() for x in tensors]
     narrow_turn = tuple(x.bfloat16() for x in turn)
-    ours = rotary_attention(*narrow[:2], tuple(narrow[2:]), narrow_turn, mask_BTT.float(), **sizes)
+    ours = ours_of(narrow, narrow_turn, mask_BTT.float(), sizes)
     assert ours.dtype == torch.bfloat16
     assert (ours.double() - theirs).abs().max() < 0.03 * theirs.abs().max()
 
@@ -106,6 +114,6 @@ def test_a_row_that_sees_nothing_stays_finite():
     mask_BTT = mask_BTT.clamp(min=lowest)
     mask_BTT[0, :2] = lowest
     tensors = [x.requires_grad_() for x in tensors]
-    found = rotary_attention(tensors[0], tensors[1], tuple(tensors[2:]), turn, mask_BTT, **sizes)
+    found = ours_of(tensors, turn, mask_BTT, sizes)
     assert found.isfinite().all()
     assert all(g.isfinite().all() for g in torch.autograd.grad(found.sum(), tensors))

@@ -8,6 +8,7 @@ from nplus.data.collate import PairRow
 from nplus.models.scalar import ScalarModel
 from nplus.seeding import stream
 from nplus.stages import dpo, reward, sft
+from nplus.stages import trainer as stages_trainer
 from nplus.training.update import update
 
 EOS, PAD = 0, 1
@@ -28,9 +29,10 @@ PAIRS = [PairRow(*row, [*words(n, 2, 1, 8), EOS]) for n, row in enumerate(ROWS)]
 
 
 @pytest.fixture
-def trainer(tiny_causal, stage_context):
+def trainer(tiny_causal, stage_context, monkeypatch):
     """`trainer(stage, threads=1, side_by_side=True)`: one of the three, from the same weights."""
     before = torch.get_num_threads()
+    monkeypatch.setattr(stages_trainer, "WORTH_SHARING", 0)
 
     def build(stage, threads, side_by_side=True, **changed):
         torch.set_num_threads(threads)
@@ -103,6 +105,15 @@ def test_two_threads_come_to_what_one_comes_to(stage, trainer, workers):
 def test_one_thread_where_it_is_asked_for_or_dropout_draws(changed, trainer, workers):
     trainer("sft", 2, **changed).step(0)
     assert workers == [1]
+
+
+def test_a_small_step_is_not_shared_out(trainer, workers, monkeypatch):
+    built = trainer("sft", 2)
+    slots = built.micro_batches(ROWS[:12], 12)[0].slots
+    for worth, expected in ((slots * built.parameters / 3, 2), (slots * built.parameters, 1)):
+        monkeypatch.setattr(stages_trainer, "WORTH_SHARING", worth)
+        built.step(0)
+        assert workers[-1] == expected
 
 
 def test_every_worker_has_a_micro_batch(trainer, monkeypatch):

@@ -118,9 +118,11 @@ def _response_mask(mask_BT: Tensor, query_lengths: Sequence[int]) -> Tensor:
 
 def pair_rows(codec: Codec, comparisons: Sequence[Comparison]) -> list[PairRow]:
     """Ids of each comparison, the preferred response first."""
-    queries = [c.query for c in comparisons]
-    chosen = codec.encode_pairs(queries, [c.chosen for c in comparisons])
-    rejected = codec.encode_pairs(queries, [c.rejected for c in comparisons])
+    queries = [c.query for c in comparisons] * 2
+    rows = codec.encode_pairs(
+        queries, [*(c.chosen for c in comparisons), *(c.rejected for c in comparisons)]
+    )
+    chosen, rejected = rows[: len(comparisons)], rows[len(comparisons) :]
     return [PairRow(*row, other) for row, (_, other) in zip(chosen, rejected, strict=True)]
 
 

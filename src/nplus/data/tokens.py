@@ -135,11 +135,15 @@ class Codec:
         return max(max(self.tokenizer.get_vocab().values()), self.eos_id, self.pad_id) + 1
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text: no special token is added, and none is read out of the text."""
+        """Ids of each text: no special token is added, and none is read out of the text.
+
+        A text that stands there again is encoded once, and its list of ids too stands there again.
+        """
         if not texts:
             return []
+        distinct = list(dict.fromkeys(texts))
         ids: list[list[int]] = self.tokenizer(
-            list(texts),
+            distinct,
             add_special_tokens=False,
             # A post holding "<|endoftext|>" must not end: the marker is spelled out in pieces.
             split_special_tokens=True,
@@ -147,7 +151,8 @@ class Codec:
             return_token_type_ids=False,
             verbose=False,
         )["input_ids"]
-        return ids
+        found = dict(zip(distinct, ids, strict=True))
+        return [found[text] for text in texts]
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text, as `encode_batch` gives them."""

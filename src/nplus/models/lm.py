@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nplus.batches import SharedPairBatch
-from nplus.models.trunk import last_states
+from nplus.models.trunk import Kept, kept_of, last_states
 from nplus.ops.logprobs import entropy_from_logits, gather_logprobs, head_logprobs
 
 POSITIONS = ("real", "slots")
@@ -136,10 +136,14 @@ def trailing_hidden(
     model: PreTrainedModel, tokens_BT: Tensor, mask_BT: Tensor, width: int
 ) -> Tensor:
     """[B, width, D] last hidden states of the last columns."""
-    inputs = model_inputs(model, tokens_BT, mask_BT)
-    found = last_states(model.base_model, inputs, width)
+    return hidden_at(model, model_inputs(model, tokens_BT, mask_BT), width)
+
+
+def hidden_at(model: PreTrainedModel, inputs: dict[str, Any], kept: Kept) -> Tensor:
+    """[B, W, D] last hidden states of the columns in `kept`."""
+    found = last_states(model.base_model, inputs, kept)
     if found is None:
-        found = model.base_model(**inputs).last_hidden_state[:, -width:]
+        found = kept_of(model.base_model(**inputs).last_hidden_state, kept)
     return found
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nplus.batches import SharedPairBatch
 from nplus.models.files import built_aside, load_complete, require_weights
-from nplus.models.lm import model_inputs, set_dropout, shared_inputs, trailing_hidden
+from nplus.models.lm import hidden_at, model_inputs, set_dropout, shared_inputs, trailing_hidden
 from nplus.records import InputError
 
 SHIFT_KEY = "nplus_reward_shift"
@@ -128,8 +128,24 @@ class ScalarModel(torch.nn.Module):
 
     def pair_scores(self, batch: SharedPairBatch) -> Tensor:
         """[2N] float32: the chosen responses' scores, then the rejected ones', query read once."""
-        hidden_BTH = self.network.base_model(**shared_inputs(self.network, batch)).last_hidden_state
-        return self.head(hidden_BTH.flatten(0, 1)[batch.ends_N2.T.flatten() - self.tokens_back])
+        width = batch.tokens_BT.shape[1]
+        read_U, of_2N = self._read(batch).unique(return_inverse=True)
+        rows_U = read_U // width
+        first_B = rows_U.bincount().cumsum(0).roll(1).index_fill_(0, rows_U[:1], 0)
+        slots_U = torch.arange(len(read_U), device=read_U.device) - first_B[rows_U]
+        columns_BW = read_U.new_zeros(len(batch.tokens_BT), int(slots_U.max()) + 1)
+        columns_BW[rows_U, slots_U] = read_U % width
+        hidden_BWH = hidden_at(self.network, shared_inputs(self.network, batch), columns_BW)
+        return self.head(hidden_BWH[rows_U, slots_U][of_2N])
+
+    def _read(self, batch: SharedPairBatch) -> Tensor:
+        """[2N]: row * T + column where each score is read; before an EOS alone the query ends."""
+        ends_2N = batch.ends_N2.T.flatten()
+        read_2N = ends_2N - self.tokens_back
+        segment = batch.segments_BT.flatten()
+        row_2N = ends_2N // batch.tokens_BT.shape[1]
+        query_2N = row_2N * batch.tokens_BT.shape[1] + (batch.segments_BT == 0).sum(1)[row_2N] - 1
+        return torch.where(segment[read_2N] == segment[ends_2N], read_2N, query_2N)
 
     def set_shift(self, shift: float | Tensor) -> None:
         """Subtract `shift` from every output from now on (Detail D5: the demonstrations' mean)."""

@@ -1,4 +1,4 @@
-"""The last hidden states of the last columns: the blocks of GPT-NeoX and of Llama and its kin.
+"""The last hidden states of some columns: the blocks of GPT-NeoX and of Llama and its kin.
 
 The same modules as in the Hugging Face forward with fewer operations between them, for
 `attn_implementation="batched"`. In the last block queries, attention's output and the feed-forward
@@ -24,48 +24,70 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05, tor
 Projection = tuple[Tensor, Tensor | None]
 """Weight and bias."""
 
+Kept = int | Tensor
+"""The columns that a block goes on with: so many last ones, or `[B, W]` of each row, W < T."""
+
+
+def kept_of(states_BTD: Tensor, kept: Kept) -> Tensor:
+    """[B, W, D]: the columns of `kept`."""
+    if isinstance(kept, int):
+        return states_BTD[:, -kept:]
+    rows, length, _ = states_BTD.shape
+    first_B1 = length * torch.arange(rows, device=kept.device)[:, None]
+    index_N = (first_B1 + kept).flatten()
+    return states_BTD.flatten(0, 1).index_select(0, index_N).view(*kept.shape, -1)
+
 
 @dataclass(frozen=True, slots=True)
 class Sight:
     """What every block's attention needs to know of the rows."""
 
     turn: Turn
+    """[B, r, T] each."""
     mask_BTT: Tensor
 
+    def of(self, kept: Kept) -> tuple[Turn, Tensor]:
+        """Turns and mask of the queries in `kept`."""
+        cos, sin = (kept_of(x.mT, kept).mT for x in self.turn)
+        return (cos, sin), kept_of(self.mask_BTT, kept)
 
-Block = Callable[[Any, Tensor, Sight, int], Tensor]
+
+Block = Callable[[Any, Tensor, Sight, Kept], Tensor]
 
 
-def last_states(trunk: Any, inputs: Mapping[str, Any], width: int) -> Tensor | None:
-    """[B, width, D]: the trunk's last hidden states, after the final norm, of the last columns.
+def last_states(trunk: Any, inputs: Mapping[str, Any], kept: Kept) -> Tensor | None:
+    """[B, W, D]: the trunk's last hidden states, after the final norm, of the columns in `kept`.
 
-    `inputs` are those of `model_inputs`. None where the module's own forward is to be taken:
-    another architecture or attention, dropout, hooks on blocks or checkpointing, or a try that came
-    out otherwise.
+    `inputs` are those of `model_inputs`, or of `shared_inputs`, whose mask `[B, 1, T, T]` is added
+    to the scores and shows no column a later one. None where the module's own forward is to be
+    taken: another architecture or attention, dropout, hooks on blocks or checkpointing, or a try
+    that came out otherwise.
     """
     block = BLOCKS.get(getattr(trunk.config, "model_type", ""))
     if block is None or trunk.config._attn_implementation != NAME or _does_more(trunk):
         return None
     if not hasattr(trunk, "nplus_last"):
         trunk.nplus_last = _tries_the_same(trunk, block)
-    return _last_states(trunk, block, inputs, width) if trunk.nplus_last else None
+    return _last_states(trunk, block, inputs, kept) if trunk.nplus_last else None
 
 
-def _last_states(trunk: Any, block: Block, inputs: Mapping[str, Any], width: int) -> Tensor:
+def _last_states(trunk: Any, block: Block, inputs: Mapping[str, Any], kept: Kept) -> Tensor:
     embed = trunk.get_input_embeddings()
     states_BTD = embed(inputs["input_ids"])
     cos_BTr, sin_BTr = turn_of(*trunk.rotary_emb(states_BTD, inputs["position_ids"]))
     device, dtype = states_BTD.device.type, states_BTD.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    sight = Sight(
-        (cos_BTr.mT.to(dtype).contiguous(), sin_BTr.mT.to(dtype).contiguous()),
-        hidden_pairs(inputs["attention_mask"].bool(), torch.promote_types(dtype, torch.float32)),
-    )
+    mask = inputs["attention_mask"]
+    if mask.dim() == 2:
+        mask = hidden_pairs(mask.bool(), torch.promote_types(dtype, torch.float32))
+    else:
+        mask = mask[:, 0]
+    sight = Sight((cos_BTr.mT.to(dtype).contiguous(), sin_BTr.mT.to(dtype).contiguous()), mask)
     *early, last = trunk.layers
     for each in early:
         states_BTD = block(each, states_BTD, sight, states_BTD.shape[1])
-    states_BTD = block(last, states_BTD, sight, width)
+    states_BTD = block(last, states_BTD, sight, kept)
     norm = trunk.final_layer_norm if hasattr(trunk, "final_layer_norm") else trunk.norm
     found: Tensor = norm(states_BTD)
     return found
@@ -91,25 +113,26 @@ def _attended(
     query: Projection,
     keys_values: Projection,
     sight: Sight,
-    kept: int,
+    kept: Kept,
     heads: int,
 ) -> Tensor:
-    """[B, kept, H * D]: the last columns look at all that they see."""
+    """[B, W, H * D]: the columns in `kept` look at all that they see."""
     rows, width = len(states_BTD), len(query[0]) // heads
-    late_ND = states_BTD[:, -kept:].flatten(0, 1)
+    late_ND = kept_of(states_BTD, kept).flatten(0, 1)
+    turn_q, mask_BWT = sight.of(kept)
     found_CN = rotary_attention(
         query[0] @ late_ND.T,
         keys_values[0] @ states_BTD.flatten(0, 1).T,
         None if query[1] is None else (query[1], keys_values[1]),
-        sight.turn,
-        sight.mask_BTT,
+        (turn_q, sight.turn),
+        mask_BWT,
         heads=heads,
         groups=len(keys_values[0]) // (2 * width),
     )
-    return found_CN.T.view(rows, kept, -1)
+    return found_CN.T.view(rows, mask_BWT.shape[1], -1)
 
 
-def _neox(block: Any, states_BTD: Tensor, sight: Sight, kept: int) -> Tensor:
+def _neox(block: Any, states_BTD: Tensor, sight: Sight, kept: Kept) -> Tensor:
     attention = block.attention
     qkv, size = attention.query_key_value, attention.head_size
     heads = qkv.out_features // (3 * size)
@@ -125,7 +148,7 @@ def _neox(block: Any, states_BTD: Tensor, sight: Sight, kept: int) -> Tensor:
     normed = block.input_layernorm(states_BTD)
     mixed = _attended(normed, (weight_q, bias_q), (weight_kv, bias_kv), sight, kept, heads)
     attended = attention.dense(mixed)
-    states_BTD = states_BTD[:, -kept:]
+    states_BTD = kept_of(states_BTD, kept)
     if block.use_parallel_residual:
         inner: Tensor = block.mlp(block.post_attention_layernorm(states_BTD))
         return inner + attended + states_BTD
@@ -134,7 +157,7 @@ def _neox(block: Any, states_BTD: Tensor, sight: Sight, kept: int) -> Tensor:
     return found
 
 
-def _llama(block: Any, states_BTD: Tensor, sight: Sight, kept: int) -> Tensor:
+def _llama(block: Any, states_BTD: Tensor, sight: Sight, kept: Kept) -> Tensor:
     attention = block.self_attn
     query, key, value = attention.q_proj, attention.k_proj, attention.v_proj
     bias_kv = None if key.bias is None else torch.cat([key.bias, value.bias])
@@ -146,7 +169,7 @@ def _llama(block: Any, states_BTD: Tensor, sight: Sight, kept: int) -> Tensor:
         kept,
         query.out_features // attention.head_dim,
     )
-    states_BTD = states_BTD[:, -kept:] + attention.o_proj(mixed)
+    states_BTD = kept_of(states_BTD, kept) + attention.o_proj(mixed)
     found: Tensor = states_BTD + block.mlp(block.post_attention_layernorm(states_BTD))
     return found
 

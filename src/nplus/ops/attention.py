@@ -25,24 +25,26 @@ def rotary_attention(
     query_CN: Tensor,
     keys_values_CS: Tensor,
     biases: tuple[Tensor, Tensor] | None,
-    turn: Turn,
-    mask_BTT: Tensor,
+    turns: tuple[Turn, Turn],
+    mask_BtT: Tensor,
     *,
     heads: int,
     groups: int,
 ) -> Tensor:
-    """`[H * D, B * t]`: the last t of T columns look at those before them.
+    """`[H * D, B * t]`: t columns look at T; where t is T, at none that comes later.
 
     `query_CN` is `[H * D, B * t]`, `keys_values_CS` is `[2 * K * D, B * T]` (all keys, then all
-    values; K divides H), both without their `biases` `[H * D]` and `[2 * K * D]`. `turn` is the
-    cosine and sine `[B, r, T]`: of each head's D numbers the i-th of the first r is turned with the
-    (r + i)-th. `mask_BTT` is added to the scores, which are scaled by `D ** -0.5`.
+    values; K divides H), both without their `biases` `[H * D]` and `[2 * K * D]`. `turns` are the
+    cosine and sine of the queries, `[B, r, t]`, and of the keys, `[B, r, T]`: of each head's D
+    numbers the i-th of the first r is turned with the (r + i)-th. `mask_BtT` is added to the
+    scores, which are scaled by `D ** -0.5`.
 
     The softmax runs in float32 at least; products run in the type of `query_CN`.
     """
     bias_q, bias_kv = biases or (None, None)
+    turn_q, turn_k = turns
     found: Tensor = _RotaryAttention.apply(  # type: ignore[no-untyped-call]
-        query_CN, keys_values_CS, bias_q, bias_kv, *turn, mask_BTT, heads, groups
+        query_CN, keys_values_CS, bias_q, bias_kv, *turn_q, *turn_k, mask_BtT, heads, groups
     )
     return found
 
@@ -55,21 +57,22 @@ class _RotaryAttention(torch.autograd.Function):
         keys_values_CS: Tensor,
         bias_q: Tensor | None,
         bias_kv: Tensor | None,
+        cos_Brt: Tensor,
+        sin_Brt: Tensor,
         cos_BrT: Tensor,
         sin_BrT: Tensor,
-        mask_BTT: Tensor,
+        mask_BtT: Tensor,
         heads: int,
         groups: int,
     ) -> Tensor:
-        rows, seen = mask_BTT.shape[:2]
-        length, width = query_CN.shape[1] // rows, query_CN.shape[0] // heads
-        ctx.sizes = rows, length, seen, heads, groups, width
-        turn = cos_BrT, sin_BrT
+        rows, length, seen = mask_BtT.shape
+        width = query_CN.shape[0] // heads
+        ctx.sizes = rows, length, seen, groups, width
         query = _heads(query_CN, rows, groups, width)
         both = _heads(keys_values_CS, rows, 2 * groups, width)
         biases_q = _split(bias_q, 1, groups, width)[0]
         bias_k, bias_v = _split(bias_kv, 2, groups, width)
-        key = _turned(_plus(both[:, :groups], bias_k), turn, 0).flatten(0, 1).flatten(2)
+        key = _turned(_plus(both[:, :groups], bias_k), cos_BrT, sin_BrT).flatten(0, 1).flatten(2)
         value = _plus(both[:, groups:], bias_v).flatten(0, 1).flatten(2)
         mixed_CN = torch.empty_like(query_CN)
         mixed = _heads(mixed_CN, rows, groups, width)
@@ -78,26 +81,25 @@ class _RotaryAttention(torch.autograd.Function):
             for start, stop, reach in _parts(length, seen):
                 some = _turned(
                     _plus(query[..., start:stop], biases_q, width**-0.5),
-                    turn,
-                    seen - length + start,
+                    cos_Brt[..., start:stop],
+                    sin_Brt[..., start:stop],
                 )
                 scores = torch.bmm(some.flatten(0, 1).flatten(2).mT, key[..., :reach])
-                added = mask_BTT[:, None, None, seen - length + start : reach, :reach]
+                added = mask_BtT[:, None, None, start:stop, :reach]
                 weights = _softmax(scores.view(rows, groups, -1, stop - start, reach), added)
                 weights = weights.view(scores.shape)
                 part = torch.bmm(value[..., :reach], weights.mT)
                 mixed[..., start:stop] = part.view(some.shape)
                 kept += [some, weights]
-        ctx.save_for_backward(key, value, cos_BrT, sin_BrT, *kept)
+        ctx.save_for_backward(key, value, cos_Brt, sin_Brt, cos_BrT, sin_BrT, *kept)
         ctx.biased = bias_q is not None
         return mixed_CN
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_CN: Tensor) -> tuple[Tensor | None, ...]:
-        rows, length, seen, _, groups, width = ctx.sizes
-        key, value, cos_BrT, sin_BrT, *kept = ctx.saved_tensors
-        back = cos_BrT, -sin_BrT
+        rows, length, seen, groups, width = ctx.sizes
+        key, value, cos_Brt, sin_Brt, cos_BrT, sin_BrT, *kept = ctx.saved_tensors
         grad = _heads(grad_CN, rows, groups, width)
         query_CN = grad_CN.new_empty(grad_CN.shape)
         grad_query = _heads(query_CN, rows, groups, width)
@@ -107,7 +109,7 @@ class _RotaryAttention(torch.autograd.Function):
             by_query = grad[..., start:stop].contiguous().flatten(0, 1).flatten(2)
             by_score = _softmax_backward(torch.bmm(by_query.mT, value[..., :reach]), weights)
             part = torch.bmm(key[..., :reach], by_score.mT).view(some.shape)
-            _turned(part, back, seen - length + start)
+            _turned(part, cos_Brt[..., start:stop], -sin_Brt[..., start:stop])
             torch.mul(part, width**-0.5, out=grad_query[..., start:stop])
             by_key = torch.bmm(some.flatten(0, 1).flatten(2), by_score)
             by_value = torch.bmm(by_query, weights)
@@ -119,10 +121,10 @@ class _RotaryAttention(torch.autograd.Function):
         keys_values_CS = grad_CN.new_empty(2 * groups * width, rows * seen)
         both = _heads(keys_values_CS, rows, 2 * groups, width)
         shape = rows, groups, width, 1, seen
-        both[:, :groups] = _turned(grad_key.view(shape), back, 0)
+        both[:, :groups] = _turned(grad_key.view(shape), cos_BrT, -sin_BrT)
         both[:, groups:] = grad_value.view(shape)
         biases = (query_CN.sum(1), keys_values_CS.sum(1)) if ctx.biased else (None, None)
-        return query_CN, keys_values_CS, *biases, None, None, None, None, None
+        return query_CN, keys_values_CS, *biases, *(None,) * 7
 
 
 def _parts(length: int, seen: int) -> Iterator[tuple[int, int, int]]:
@@ -153,9 +155,9 @@ def _plus(x: Tensor, bias: Tensor | None, scale: float = 1.0) -> Tensor:
     return torch.mul(x, scale, out=out)
 
 
-def _turned(x: Tensor, turn: Turn, start: int) -> Tensor:
-    """`x` [B, K, D, H/K, t] of the columns from `start` on, whose turned pairs change in place."""
-    cos, sin = (part[:, None, :, None, start : start + x.shape[-1]] for part in turn)
+def _turned(x: Tensor, cos_Brt: Tensor, sin_Brt: Tensor) -> Tensor:
+    """`x` [B, K, D, H/K, t], whose turned pairs change in place."""
+    cos, sin = cos_Brt[:, None, :, None], sin_Brt[:, None, :, None]
     half = cos.shape[2]
     first, second = x[:, :, :half], x[:, :, half : 2 * half]
     turned = torch.addcmul(first * cos, second, sin, value=-1.0)
@@ -170,6 +172,6 @@ def _softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def _softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
-    wide = torch.promote_types(grad.dtype, torch.float32)
-    found: Tensor = torch._softmax_backward_data(grad.to(wide), weights.to(wide), -1, wide)
-    return found.to(grad.dtype)
+    # The kernel computes in float32 at least and rounds once: narrow numbers need no copies.
+    found: Tensor = torch._softmax_backward_data(grad, weights, -1, weights.dtype)
+    return found

@@ -24,13 +24,21 @@ from nplus.training.update import update
 Row = TypeVar("Row")
 
 
-class Movable(Protocol):
+WORTH_SHARING = 3e9
+"""Tokens times parameters from which on a second worker gains more than the two lose by waiting for
+one another between small operations."""
+
+
+class Sized(Protocol):
     """A batch that can go to a device."""
+
+    @property
+    def slots(self) -> int: ...
 
     def to(self, device: torch.device | str) -> Self: ...
 
 
-Micro = TypeVar("Micro", bound=Movable)
+Micro = TypeVar("Micro", bound=Sized)
 
 
 @dataclass(slots=True)
@@ -60,11 +68,13 @@ class Trainer(Generic[Row, Micro]):
     """What checkpoints call the model."""
     total: int = field(init=False)
     optimizer: Optimizer = field(init=False)
+    parameters: int = field(init=False)
     tried: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.total = max(1, self.epochs * len(self.rows) // self.batch.batch_size)
         self.optimizer = Optimizer(self.model.named_parameters(), self.optim)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
 
     def step(self, number: int) -> dict[str, float]:
         """Optimiser step `number` (0-based); its metrics, the learning rate and the time."""
@@ -76,10 +86,7 @@ class Trainer(Generic[Row, Micro]):
             index = take(self.ctx.seed, self.name, len(self.rows), start, size)
         else:
             index = self.order(start, size)
-        cfg = self.ctx.config
-        threads = workers(cfg.compute, self.ctx.device, cfg.model)
-        rows = min(self.batch.micro_batch_size, -(-size // threads))  # some for every worker
-        micros = self.micro_batches([self.rows[i] for i in index], rows)
+        micros, threads = self._shared_out([self.rows[i] for i in index])
         micros = [micro.to(self.ctx.device) for micro in micros]
         if threads > 1:
             self._try_once(micros[0])
@@ -95,6 +102,16 @@ class Trainer(Generic[Row, Micro]):
             workers=threads,
         )
         return {**values(metrics), "lr": lr, **self.timing(micros, time.monotonic() - began)}
+
+    def _shared_out(self, rows: list[Row]) -> tuple[list[Micro], int]:
+        """Micro-batches, and how many workers share them: some for each, or one for all."""
+        cfg, size = self.ctx.config, self.batch.micro_batch_size
+        threads = workers(cfg.compute, self.ctx.device, cfg.model)
+        if threads > 1:
+            micros = self.micro_batches(rows, min(size, -(-len(rows) // threads)))
+            if self.parameters * sum(micro.slots for micro in micros) >= threads * WORTH_SHARING:
+                return micros, threads
+        return self.micro_batches(rows, min(size, len(rows))), 1
 
     @torch.no_grad()
     def _try_once(self, micro: Micro) -> None:
