@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import keep
+from programs.serve import of_children
 from rich.console import Console
 from scipy import stats
 from transformers.utils.logging import disable_progress_bar
@@ -65,9 +66,9 @@ def handed_out() -> int:
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Bytes of this process and of those it has begun in memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    return pages * resource.getpagesize() + int(of_children("VmRSS") * (1 << 30))
 
 
 def look(step: int) -> dict[str, float]:

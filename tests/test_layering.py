@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1] / "src" / "nplus"
 LAYERS = (
     ("ops", "config", "records", "runs", "details", "glossary", "seeding", "stats"),
     ("batches", "metrics"),
-    ("data", "models", "algorithms", "training", "distributed"),
+    ("distributed",),
+    ("data", "models", "algorithms", "training"),
     ("engines",),
     ("rollout", "evaluation"),
     ("stages",),
@@ -42,9 +43,9 @@ ALLOWED = {
     "data": "records batches config seeding",
     "models": "ops batches config records",
     "algorithms": "ops batches metrics config records",
-    "training": "ops batches metrics config runs",
+    "training": "ops batches metrics config runs distributed",
     "distributed": "batches metrics config",
-    "engines": "ops batches config records seeding models",
+    "engines": "ops batches config records seeding models distributed",
     "rollout": "engines models ops batches config records",
     "evaluation": "records batches seeding stats engines",
     "stages": "ops config records runs details seeding stats batches metrics data models "

@@ -6,6 +6,7 @@ python generate.py SPEC.json
 import json
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -16,9 +17,12 @@ from transformers import AutoModelForCausalLM
 def by_nplus(model, prompts, spec):
     from nplus.batches import PromptBatch
     from nplus.config import SamplingConfig
+    from nplus.engines.halves import halved
     from nplus.engines.kv import KVEngine
 
     engine = KVEngine(model, eos_id=spec["eos"], pad_id=spec["pad"], path=spec.get("path", "auto"))
+    if spec["threads"] > 1 and not spec.get("path"):
+        engine = stack.enter_context(halved(engine))
     keys = tuple(map(str, range(len(prompts))))
     batch = PromptBatch(prompts, torch.ones_like(prompts, dtype=torch.bool), keys)
 
@@ -48,6 +52,9 @@ def by_transformers(model, prompts, spec):
         )[:, distinct.shape[1] :]
 
     return draw
+
+
+stack = ExitStack()
 
 
 def main(spec_file):

@@ -68,6 +68,7 @@ def main(spec_file):
     ctx.engine = lambda model: Scripted(model, by_key)
     found = trainer.update(0).metrics
     ctx.engine = plain
+    trainer.close()  # the process beside this one knows the script
     moved = torch.stack(
         [(p.detach() - first[name]).norm() for name, p in trainer.policy.named_parameters()]
     )

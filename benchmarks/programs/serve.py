@@ -1,8 +1,10 @@
 """The conversation that every program holds with `common.run`."""
 
 import json
+import os
 import resource
 import sys
+from pathlib import Path
 
 
 def say(**what):
@@ -16,5 +18,26 @@ def serve(work, parity):
         if line.strip() == "end":
             break
         say(**work())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
-    say(ended=True, peak_rss_gib=round(peak, 3))
+    say(ended=True, peak_rss_gib=peak_rss_gib())
+
+
+def of_children(field):
+    """GiB: a field of `/proc/PID/status`, summed over the processes that this one has begun."""
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            told = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(told["PPid"]) == os.getpid() and field in told:
+            total += int(told[field].split()[0])
+    return total / (1 << 20)
+
+
+def peak_rss_gib():
+    """Peak memory of this process and of those it begins: what they share counts for each."""
+    own, ended = (
+        resource.getrusage(who).ru_maxrss / (1 << 20)
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return round(own + max(ended, of_children("VmHWM")), 3)

@@ -7,6 +7,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from serve import peak_rss_gib
+
 TICK, GAP, IDLE = 0.1, 0.5, 0.1
 """Seconds between looks; a gap this long in which the process used less than this share of one
 core's time is a stop from outside (a signal, a suspended machine), not work."""
@@ -66,9 +68,8 @@ def now():
 
 def finish(out, spec, watch, **found):
     """Write what a piece found, and from what; the file's presence says that the piece is whole."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     path = Path(out) / "done.json"
     aside = path.with_suffix(".tmp")
-    told = {**found, **watch.told(), "peak_rss_gib": round(peak, 3)}
+    told = {**found, **watch.told(), "peak_rss_gib": peak_rss_gib()}
     aside.write_text(json.dumps({"spec": spec, **told}, indent=1))
     aside.replace(path)

@@ -14,7 +14,7 @@ Masks are bool, True means real.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -40,6 +40,24 @@ class Batch:
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on `device`."""
         return self._map(lambda x: x if isinstance(x, tuple) else x.to(device))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self], prepared: Callable[[Tensor, str], Tensor]) -> Self:
+        """All rows of `parts`; `prepared(tensor, name of its field)` makes them fit each other."""
+
+        def together(values: Sequence[Any], name: str) -> Any:
+            if isinstance(values[0], Batch):
+                return type(values[0]).cat(values, prepared)
+            if isinstance(values[0], Tensor):
+                return torch.cat([prepared(value, name) for value in values])
+            return sum(values, ()) if isinstance(values[0], tuple) else values[0]
+
+        return cls(
+            **{
+                field.name: together([getattr(part, field.name) for part in parts], field.name)
+                for field in fields(cls)  # type: ignore[arg-type]
+            }
+        )
 
     def rows(self, index: Tensor) -> Self:
         """The rows at `index` (int64 tensor of positions, or bool mask), in that order."""

@@ -132,6 +132,24 @@ def add_values(rollout: Rollout, critic: Critic, *, size: int) -> ValuedRollout:
     return ValuedRollout(rollout=rollout, values_BR=values_BR, value_mask_BR=mask_BR)
 
 
+def joined(parts: Sequence[ValuedRollout], places: Sequence[int], *, pad_id: int) -> ValuedRollout:
+    """The rows of all parts, each at its place, prompts and responses padded to one width."""
+    widths = [part.rollout.generation for part in parts]
+    prompt = max(g.prompts.tokens_BP.shape[1] for g in widths)
+    response = max(g.tokens_BR.shape[1] for g in widths)
+    index = torch.tensor(places).argsort()
+
+    def wide(x: Tensor, name: str) -> Tensor:
+        fill = pad_id if name.startswith("tokens") else 0
+        if name.endswith("_BP"):
+            return torch.nn.functional.pad(x, (prompt - x.shape[1], 0), value=fill)
+        if name.endswith("_BR"):
+            return torch.nn.functional.pad(x, (0, response - x.shape[1]), value=fill)
+        return x
+
+    return ValuedRollout.cat(parts, wide).rows(index)
+
+
 def texts(generation: Generation, decode: Callable[[Sequence[int]], str]) -> list[str]:
     """Each response as text, cut at its first EOS (Detail E7)."""
     rows = zip(

@@ -29,7 +29,7 @@ def test_threads_precision_and_cache_are_set(unchanged, monkeypatch):
     assert found == torch.device("cpu")
     assert torch.get_num_threads() == 1
     assert torch.get_float32_matmul_precision() == "medium"
-    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "256"
 
 
 def test_a_cache_size_of_the_users_own_stays(unchanged, monkeypatch):

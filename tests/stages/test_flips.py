@@ -49,7 +49,7 @@ GIVEN = {
     "G1": ("ppo.micro_batch_size=2",),
     "G2": ("ppo.optim.learning_rate=1e-2",),
     "G3": ("ppo.optim.learning_rate=1e-2", "ppo.cliprange_value=0.001"),
-    "G4": (*ENDS, "ppo.micro_batch_size=4"),
+    "G4": (*ENDS, "ppo.micro_batch_size=2"),
     "H1": ("evaluate.temperatures=[0.01]",),
 }
 """Settings of both sides under which the switch shows in so small a run."""

@@ -1,4 +1,4 @@
-"""Steps of SFT, reward and DPO: two threads come to what one comes to, every time."""
+"""Steps of SFT, reward and DPO: two processes come to what one comes to, every time."""
 
 import pytest
 import torch
@@ -7,8 +7,7 @@ from nplus.config import DPOConfig
 from nplus.data.collate import PairRow
 from nplus.models.scalar import ScalarModel
 from nplus.seeding import stream
-from nplus.stages import dpo, reward, sft
-from nplus.stages import trainer as stages_trainer
+from nplus.stages import compute, dpo, reward, sft
 from nplus.training.update import update
 
 EOS, PAD = 0, 1
@@ -32,7 +31,8 @@ PAIRS = [PairRow(*row, [*words(n, 2, 1, 8), EOS]) for n, row in enumerate(ROWS)]
 def trainer(tiny_causal, stage_context, monkeypatch):
     """`trainer(stage, threads=1, side_by_side=True)`: one of the three, from the same weights."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(stages_trainer, "WORTH_SHARING", 0)
+    monkeypatch.setattr(compute, "WORTH_SHARING", 0)
+    made = []
 
     def build(stage, threads, side_by_side=True, **changed):
         torch.set_num_threads(threads)
@@ -60,17 +60,23 @@ def trainer(tiny_causal, stage_context, monkeypatch):
         reference = tiny_causal(seed=1, spread=0.02).double().requires_grad_(False)
         return dpo.trainer(model, reference, PAIRS, ctx)
 
-    yield build
+    def kept(*args, **changed):
+        made.append(build(*args, **changed))
+        return made[-1]
+
+    yield kept
+    for each in made:
+        each.close()
     torch.set_num_threads(before)
 
 
 @pytest.fixture
-def workers(monkeypatch):
-    """How many shared each step."""
+def shared(monkeypatch):
+    """Whether two processes shared each step."""
     seen = []
 
     def watched(*args, **settings):
-        seen.append(settings["workers"])
+        seen.append(settings["beside"] is not None)
         return update(*args, **settings)
 
     monkeypatch.setattr("nplus.stages.trainer.update", watched)
@@ -87,36 +93,36 @@ def after(trainer, steps=3):
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
-def test_two_threads_come_to_what_one_comes_to(stage, trainer, workers):
+def test_two_processes_come_to_what_one_comes_to(stage, trainer, shared):
     metrics, weights = after(trainer(stage, 1))
     found, moved = after(trainer(stage, 2))
-    assert workers == [1, 1, 1, 2, 2, 2]
+    assert shared == [False] * 3 + [True] * 3
     for ours, theirs in zip(found, metrics, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-11)
     for mine, other in zip(moved, weights, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11)
-    # Gradients of two threads add up in the same order every time.
+    # Gradients of two processes add up in the same order every time.
     again, exactly = after(trainer(stage, 2))
     assert again == found
     assert all(map(torch.equal, exactly, moved))
 
 
 @pytest.mark.parametrize("changed", [{"side_by_side": False}, {"model": {"dropout": 0.1}}])
-def test_one_thread_where_it_is_asked_for_or_dropout_draws(changed, trainer, workers):
+def test_one_process_where_it_is_asked_for_or_dropout_draws(changed, trainer, shared):
     trainer("sft", 2, **changed).step(0)
-    assert workers == [1]
+    assert shared == [False]
 
 
-def test_a_small_step_is_not_shared_out(trainer, workers, monkeypatch):
+def test_a_small_step_is_not_shared_out(trainer, shared, monkeypatch):
     built = trainer("sft", 2)
     slots = built.micro_batches(ROWS[:12], 12)[0].slots
-    for worth, expected in ((slots * built.parameters / 3, 2), (slots * built.parameters, 1)):
-        monkeypatch.setattr(stages_trainer, "WORTH_SHARING", worth)
+    for worth in (slots * built.parameters, slots * built.parameters + 1):
+        monkeypatch.setattr(compute, "WORTH_SHARING", worth)
         built.step(0)
-        assert workers[-1] == expected
+    assert shared == [True, False]
 
 
-def test_every_worker_has_a_micro_batch(trainer, monkeypatch):
+def test_each_process_has_a_micro_batch(trainer, monkeypatch):
     sizes = []
 
     def watched(micros, **settings):

@@ -1,7 +1,7 @@
 """The optimiser step: one division by the minibatch's counts, and nothing moved by a bad loss."""
 
 import math
-import threading
+import os
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ from torch import nn
 
 from nplus.batches import Objective
 from nplus.config import OptimConfig
-from nplus.metrics import Mean
+from nplus.metrics import Mean, Sum
 from nplus.training.optim import Optimizer
-from nplus.training.update import NonFiniteLossError, denominators, update
+from nplus.training.update import Beside, NonFiniteLossError, denominators, update
 
 # Rows of unequal length, as (inputs, targets); a squared error per element.
 ROWS = [
@@ -27,7 +27,7 @@ class Watched(Optimizer):
     """Keeps the gradients that a step was taken with."""
 
     def step(self):
-        self.gradients = [p.grad.clone() for p in self.parameters]
+        self.gradients = [p.grad.clone() for p in self.parameters if p.grad is not None]
         return super().step()
 
 
@@ -144,33 +144,42 @@ def test_a_broken_loss_leaves_the_weights_untouched(broken):
     assert first_moment.tolist() == pytest.approx([0.1 * 2.0, -0.1 * 4.0])
 
 
-def two_networks(workers, broken=False, meet=lambda micro: None):
-    """Two parameters with an objective each; gradients, metrics and the threads that worked."""
+def two_networks(shared, broken=None):
+    """Two parameters with an objective each; gradients, metrics, and who worked on what."""
     weights = {name: nn.Parameter(torch.tensor([w])) for name, w in (("a", 2.0), ("b", -3.0))}
+    idle = nn.Parameter(torch.tensor([1.0]))
     optimizers = [Watched([(name, w)], OptimConfig()) for name, w in weights.items()]
-    seen = []
+    optimizers[0].parameters.append(idle)
 
     def of(name):
         def objective(micro):
-            meet(micro)
-            seen.append((micro, threading.get_ident(), torch.get_num_threads()))
             loss = (weights[name] * micro).square().sum()
-            if broken and name == "b" and micro == 5.0:
+            if name == "b" and micro == broken:
                 loss = loss * math.nan
-            mean = Mean(loss, 1.0)
-            return Objective({name: (1.0, mean)}, {f"m/{name}": Mean(micro, 1.0)})
+            told = {f"m/{name}": Mean(micro, 1.0), f"pid {os.getpid()}": Sum(micro)}
+            told[f"threads {torch.get_num_threads()}"] = Sum(1.0)
+            return Objective({name: (1.0, Mean(loss, 1.0))}, told)
 
         return objective
 
-    metrics = update(
-        [1.0, 5.0, 3.0, 1.0],
-        counts=lambda micro: {"a": micro, "b": micro},
-        objectives=[of("a"), of("b")],
-        optimizers=optimizers,
-        workers=workers,
-    )
+    objectives = [of("a"), of("b")]
+    beside = Beside(objectives, optimizers) if shared else None
+    try:
+        metrics = update(
+            [1.0, 5.0, 3.0, 1.0],
+            counts=lambda micro: {"a": micro, "b": micro},
+            objectives=objectives,
+            optimizers=optimizers,
+            beside=beside,
+        )
+    finally:
+        if beside is not None:
+            beside.partner.close()
+    assert idle.grad is None  # weight decay would move it
     values = {name: metric.value for name, metric in metrics.items()}
-    return [o.gradients[0].item() for o in optimizers], values, seen
+    worked = {name: values.pop(name) for name in list(values) if name[:3] in ("pid", "thr")}
+    moved = [w.item() for w in weights.values()]
+    return [o.gradients[0].item() for o in optimizers], values, worked, moved
 
 
 @pytest.fixture
@@ -182,34 +191,24 @@ def two_threads():
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("workers", [2, 3, 9])
-def test_workers_come_to_what_one_comes_to(workers):
-    shared, alone = two_networks(workers), two_networks(1)
+def test_two_processes_come_to_what_one_comes_to():
+    shared, alone = two_networks(True), two_networks(False)
     # d/dw of the sum of (w m)^2 over m = 1, 5, 3, 1, by a count of 10
     assert alone[0] == pytest.approx([2 * 2.0 * 36 / 10, 2 * -3.0 * 36 / 10])
     assert shared[0] == pytest.approx(alone[0])
     assert shared[1] == pytest.approx(alone[1])
-    assert threading.get_ident() not in {thread for _, thread, _ in shared[2]}
-    assert {n for _, _, n in shared[2]} == {1}
-    assert {(thread, n) for _, thread, n in alone[2]} == {(threading.get_ident(), 2)}
+    assert shared[3] == pytest.approx(alone[3])
+    # The largest alone, all else beside it; a thread each.
+    assert shared[2].pop("threads 1") == 8.0
+    assert shared[2].pop(f"pid {os.getpid()}") == 10.0
+    assert list(shared[2].values()) == [10.0]
+    assert alone[2] == {f"pid {os.getpid()}": 20.0, "threads 2": 8.0}
     assert torch.get_num_threads() == 2
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_two_workers_have_as_much_to_do():
-    small, by_thread = threading.Event(), {}
-
-    def meet(micro):  # the largest goes on when another worker has begun
-        if micro == 5.0:
-            assert small.wait(timeout=20)
-        small.set()
-
-    for micro, thread, _ in two_networks(2, meet=meet)[2]:
-        by_thread.setdefault(thread, []).append(micro)
-    assert sorted(map(sorted, by_thread.values())) == [[1.0, 1.0, 1.0, 1.0, 3.0, 3.0], [5.0, 5.0]]
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_broken_loss_beside_another_moves_neither(workers):
+@pytest.mark.parametrize("broken", [5.0, 3.0])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_broken_loss_beside_another_moves_neither(shared, broken):
     with pytest.raises(NonFiniteLossError, match="loss is nan; the weights are as before"):
-        two_networks(workers, broken=True)
+        two_networks(shared, broken=broken)

@@ -40,7 +40,8 @@ class LeanSteps:
         self.bias_b1S = states.new_zeros(rows, 1, space) if padded else None
         if self.bias_b1S is not None:
             self.bias_b1S[:, 0, :width].masked_fill_(~mask_BP, torch.finfo(states.dtype).min)
-        shape = (len(net.layers), 2, rows, net.groups, space, net.width)
+        # Channel before position: a step's one query then runs along memory, twice as fast on CPU.
+        shape = (len(net.layers), 2, rows, net.groups, net.width, space)
         self.cache = states.new_empty(shape)
         turn = self._turn(states, positions)
         for layer, cache in zip(net.layers, self.cache, strict=True):
@@ -95,7 +96,7 @@ class LeanSteps:
             _rotate(qkv[:, :, : net.heads + net.groups], *turn)
         stop = start + length
         both = qkv[:, :, net.heads :].view(rows, length, 2, net.groups, net.width)
-        cache[:, :, :, start:stop] = both.permute(2, 0, 3, 1, 4)
+        cache[..., start:stop] = both.permute(2, 0, 3, 4, 1)
         if mask_B1TT is not None:
             length = mask_B1TT.shape[2]
         states = states[:, -length:]
@@ -114,22 +115,22 @@ class LeanSteps:
         """[B, T, H * D]: every query over the first `stop` keys."""
         net = self.network
         rows, length = query_BTHD.shape[:2]
-        keys, values = (x.flatten(0, 1)[:, :stop] for x in cache)
+        keys_NDS, values_NDS = (x.flatten(0, 1)[..., :stop] for x in cache)
         shared = net.heads // net.groups
         query_NQD = (
             query_BTHD.view(rows, length, net.groups, shared, net.width)
             .permute(0, 2, 3, 1, 4)
             .reshape(rows * net.groups, shared * length, net.width)
         )
-        scores = torch.bmm(query_NQD, keys.transpose(1, 2)).mul_(net.scale)
+        scores = torch.bmm(query_NQD, keys_NDS).mul_(net.scale)
         if mask_B1TT is not None:
             scores.view(rows, net.groups, shared, length, stop).add_(mask_B1TT[:, :, None])
         elif self.bias_b1S is not None:
             scores.view(rows, -1, stop).add_(self.bias_b1S[:, :, :stop])
-        mixed = torch.bmm(scores.softmax(-1), values)
+        mixed_NDQ = torch.bmm(values_NDS, scores.softmax(-1).mT)
         return (
-            mixed.view(rows, net.groups, shared, length, net.width)
-            .permute(0, 3, 1, 2, 4)
+            mixed_NDQ.view(rows, net.groups, net.width, shared, length)
+            .permute(0, 4, 1, 3, 2)
             .reshape(rows, length, -1)
         )
 

@@ -115,8 +115,8 @@ def _products(hidden_ND: Tensor) -> torch.dtype:
 
 
 def _rows_at_a_time(vocabulary: int, device: torch.device) -> int:
-    """As many rows of logits as a MiB of cache holds; on a GPU enough to fill it."""
-    return max(32, (1 << 18) // vocabulary) if device.type == "cpu" else 2_048
+    """As many rows of logits as two MiB of cache hold; on a GPU enough to fill it."""
+    return max(32, (1 << 19) // vocabulary) if device.type == "cpu" else 2_048
 
 
 def _pieces(

@@ -10,10 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from nplus.config import ComputeConfig, ModelConfig
+from nplus.distributed.partner import CAN_FORK
 from nplus.seeding import stream
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _GIB = 1 << 30
+WORTH_SHARING = 1e9
+"""Tokens times parameters of a step from which on a second process gains more than it costs."""
 
 
 def device_name(cfg: ComputeConfig) -> str:
@@ -50,11 +53,11 @@ def forward_precision(device: torch.device, autocast: str) -> AbstractContextMan
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def workers(cfg: ComputeConfig, device: torch.device, model: ModelConfig) -> int:
-    """How many share a minibatch: two on a CPU with threads for them, where a forward draws
-    nothing; else one."""
-    on_cpu = device.type == "cpu" and torch.get_num_threads() > 1
-    return 2 if cfg.side_by_side and on_cpu and not model.dropout else 1
+def in_halves(cfg: ComputeConfig, device: torch.device, model: ModelConfig, work: float) -> bool:
+    """Whether two processes share `work`, tokens of a step times parameters: on a CPU with threads
+    for both, where there is enough of it and a forward draws nothing."""
+    on_cpu = device.type == "cpu" and torch.get_num_threads() > 1 and CAN_FORK
+    return bool(cfg.side_by_side) and on_cpu and not model.dropout and work >= WORTH_SHARING
 
 
 def seed_dropout(cfg: ModelConfig, seed: int, name: str, step: int) -> None:

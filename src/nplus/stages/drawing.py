@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +12,17 @@ from transformers import PreTrainedModel
 
 from nplus.config import SamplingConfig
 from nplus.data.collate import prompt_batch
+from nplus.engines.halves import halved
+from nplus.engines.protocol import Engine
 from nplus.ops.responses import contains_eos, response_mask_BR
 from nplus.records import Demonstration
 from nplus.rollout import generate, texts
 from nplus.seeding import uniform_grid
+from nplus.stages.compute import in_halves
 from nplus.stages.context import Context, Ticker
+
+DRAWN_ALIKE = 3
+"""A sampled token is a third of the work of a trained one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,23 @@ def draw(
     ticker: Ticker | None = None,
 ) -> list[Drawn]:
     """One response per prompt, in order. `name` names the noise, with each prompt's id."""
-    engine = ctx.engine(model)
+    work = float(model.num_parameters() * len(prompts) * sampling.response_length)
+    own = ctx.engine(model)
+    shared = in_halves(ctx.config.compute, ctx.device, ctx.config.model, work / DRAWN_ALIKE)
+    with halved(own) if shared else nullcontext(own) as engine:
+        return _draw(engine, prompts, sampling, ctx, name=name, size=size, ticker=ticker)
+
+
+def _draw(
+    engine: Engine,
+    prompts: Sequence[Demonstration],
+    sampling: SamplingConfig,
+    ctx: Context,
+    *,
+    name: str,
+    size: int,
+    ticker: Ticker | None,
+) -> list[Drawn]:
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].query))
     drawn: dict[int, Drawn] = {}
     for start in range(0, len(prompts), size):

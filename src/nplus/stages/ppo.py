@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -12,28 +13,26 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nplus.algorithms import ppo
-from nplus.batches import Objective, PPOBatch, PromptBatch, Rollout
+from nplus.batches import Objective, PPOBatch, Rollout
 from nplus.config import PPOConfig
 from nplus.config.batch_plan import BatchPlan, batch_plan
-from nplus.data.collate import WIDTH_MULTIPLE, prompt_batch
+from nplus.data.collate import WIDTH_MULTIPLE
 from nplus.metrics import Mean, Metric, merge, values
 from nplus.models.critic import SharedCritic
 from nplus.models.files import save_causal_lm
-from nplus.models.lm import plain_head, response_logprobs
+from nplus.models.lm import response_logprobs
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration
-from nplus.rollout import Critic, add_values, collect, rm_scores, texts
+from nplus.rollout import Critic, texts
 from nplus.runs import StageDir
-from nplus.seeding import epoch_order, take
-from nplus.stages.compute import forward_precision, seed_dropout, workers
+from nplus.seeding import epoch_order
+from nplus.stages.compute import forward_precision, in_halves, seed_dropout
 from nplus.stages.context import Clock, Context
-from nplus.stages.drawing import noise
+from nplus.stages.experience import Experience, prompts_of, readable
 from nplus.stages.scorers import Gold
 from nplus.training.checkpoint import resume, save_checkpoint
 from nplus.training.optim import Optimizer, schedule
-from nplus.training.update import update
-
-SHOWN = 8
+from nplus.training.update import Beside, update
 
 
 class KLStopError(RuntimeError):
@@ -46,13 +45,13 @@ def minibatches(
     seed: int,
     step: int,
     all_sum: Callable[[Tensor], Tensor] = lambda x: x,
-    workers: int = 1,
+    in_halves: bool = False,
 ) -> Iterator[list[PPOBatch]]:
     """Every epoch a fresh permutation, split into minibatches, each into micro-batches (Detail G1).
 
     Within a minibatch rows are sorted by length: the sums do not care, the padding does. A mean of
     micro-batch means (`normalise=micro`) does care, and keeps the permutation's order; else there
-    is a micro-batch for each of the `workers` at least.
+    are two micro-batches at least for work `in_halves`.
     """
     whitens = cfg.whiten_advantages and cfg.whitening_scope == "minibatch"
     size = len(batch) // cfg.num_mini_batches
@@ -66,8 +65,8 @@ def minibatches(
             if whitens:
                 minibatch = ppo.whitened(minibatch, cfg, all_sum)
             rows = cfg.micro_batch_size
-            if cfg.normalise == "global":
-                rows = min(rows, -(-len(minibatch) // workers))
+            if cfg.normalise == "global" and in_halves:
+                rows = min(rows, -(-len(minibatch) // 2))
             yield [trimmed(micro) for micro in minibatch.split(rows)]
 
 
@@ -87,24 +86,24 @@ def train_on(
     optimizers: dict[str, Optimizer],
     ctx: Context,
     step: int,
+    beside: Beside[PPOBatch] | None = None,
 ) -> tuple[dict[str, Metric], dict[str, float]]:
     """All optimiser steps of one update; also the figures of the first, before it moved."""
     cfg = ctx.config.ppo
-    objectives = _objectives(policy, critic, ctx)
-    threads = workers(ctx.config.compute, ctx.device, ctx.config.model)
+    loss = objectives(policy, critic, ctx)
     metrics: dict[str, Metric] = {}
     first: dict[str, float] = {}
     ratios: list[float] = []
     all_sum = ctx.topology.collectives.sum
-    for micros in minibatches(batch, cfg, ctx.seed, step, all_sum, workers=threads):
+    for micros in minibatches(batch, cfg, ctx.seed, step, all_sum, in_halves=beside is not None):
         found = update(
             micros,
             counts=ppo.counts,
-            objectives=objectives,
+            objectives=loss,
             optimizers=list(optimizers.values()),
             normalise=cfg.normalise,
             all_sum=all_sum,
-            workers=threads,
+            beside=beside,
         )
         metrics = merge([metrics, found])
         ratios.append(found["val/ratio"].value)
@@ -116,13 +115,12 @@ def train_on(
     return metrics, first
 
 
-def _objectives(
+def objectives(
     policy: PreTrainedModel, critic: Critic, ctx: Context
 ) -> list[Callable[[PPOBatch], Objective]]:
     """The policy's loss and the critic's; one for both where they share a trunk."""
     cfg = ctx.config.ppo
     temperature = cfg.sampling.temperature if "new" in cfg.tempered else None
-    plain_head(policy)  # which is tried at the first call: not by two threads at once
 
     def rectangle(micro: PPOBatch) -> tuple[Tensor, Tensor, int]:
         return micro.tokens_BT, micro.mask_BT, micro.response_tokens_BR.shape[1]
@@ -149,17 +147,6 @@ def _objectives(
     return [of_policy, of_values]
 
 
-def prompts_of(
-    posts: list[Demonstration], cfg: PPOConfig, ctx: Context, step: int
-) -> list[Demonstration]:
-    """The prompts of one update: passes over the SFT queries, reshuffled each time (Detail E2)."""
-    start = step * cfg.batch_size
-    if cfg.reshuffle:
-        return [posts[i] for i in take(ctx.seed, "ppo prompts", len(posts), start, cfg.batch_size)]
-    order = epoch_order(ctx.seed, "ppo prompts", 0, len(posts))
-    return [posts[order[(start + i) % len(posts)]] for i in range(cfg.batch_size)]
-
-
 def make_critic(policy: PreTrainedModel, ctx: Context) -> Critic:
     """Detail E3: the reward model's copy, or the SFT policy's trunk under a fresh head."""
     cfg = ctx.config.ppo
@@ -179,58 +166,6 @@ def make_critic(policy: PreTrainedModel, ctx: Context) -> Critic:
         head_init="zero" if cfg.value_init == "zero" else "normal",
     )
     return ctx.as_scalar(fresh, dropout=dropout)
-
-
-def sampled(
-    posts: list[Demonstration],
-    policy: PreTrainedModel,
-    reference: PreTrainedModel,
-    reward_model: ScalarModel,
-    ctx: Context,
-    step: int,
-    on_part: Callable[[str], None] = lambda name: None,
-) -> Rollout:
-    """One scored response to each post, from noise named after update and post (section E).
-
-    `on_part` is told when `rollout`, the sampling, is done.
-    """
-    cfg = ctx.config.ppo
-    prompts: PromptBatch = prompt_batch(ctx.codec, posts).to(ctx.device)
-    return collect(
-        ctx.engine(policy),
-        prompts,
-        cfg.sampling,
-        noise(ctx.seed, f"ppo rollout {step}", prompts.keys, cfg.sampling).to(ctx.device),
-        policy=policy,
-        reference=reference,
-        score=lambda generation: rm_scores(reward_model, generation),
-        eos_id=ctx.codec.eos_id,
-        size=cfg.rollout_micro_batch_size,
-        old_logprobs=cfg.old_logprobs,
-        tempered=cfg.tempered,
-        stop_token=cfg.stop_token,
-        on_sampled=lambda: on_part("rollout"),
-    )
-
-
-def readable(
-    rollout: Rollout, responses: list[str], posts: list[Demonstration]
-) -> list[dict[str, Any]]:
-    """A few rows of a rollout for `samples/`."""
-    kl_B = (rollout.logprobs_BR - rollout.ref_logprobs_BR).sum(1)
-    lengths_B = rollout.generation.response_mask_BR.sum(1)
-    return [
-        {
-            "id": posts[i].id,
-            "query": posts[i].query,
-            "response": responses[i],
-            "score": float(rollout.scores_B[i]),
-            "kl": float(kl_B[i]),
-            "tokens": int(lengths_B[i]),
-            "has_eos": bool(rollout.has_eos_B[i]),
-        }
-        for i in range(min(SHOWN, len(posts)))
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +195,7 @@ class Trainer:
     optimizers: dict[str, Optimizer]
     kl: ppo.KLController
     gold: Gold | None
+    beside: Beside[PPOBatch] | None = None
 
     @classmethod
     def start(cls, ctx: Context, posts: list[Demonstration], gold: Gold | None) -> Self:
@@ -288,9 +224,32 @@ class Trainer:
             gold=gold,
         )
 
+    def experience(self) -> Experience:
+        return Experience(self.ctx, self.policy, self.reference, self.reward_model, self.critic)
+
     def modules(self) -> dict[str, torch.nn.Module]:
         """What checkpoints hold beside the optimisers."""
         return {"policy": self.policy, "critic": self.critic, "kl": self.kl}
+
+    def close(self) -> None:
+        """End the process that shares the work, if there is one."""
+        if self.beside is not None:
+            self.beside.partner.close()
+            self.beside = None
+
+    def _share(self) -> None:
+        """Fork a process that shares the work, where there is enough of it."""
+        ctx, cfg = self.ctx, self.ctx.config.ppo
+        queries = [post.query for post in prompts_of(self.posts, cfg, ctx, 0)]
+        tokens = sum(map(len, ctx.codec.encode_queries(queries)))
+        tokens += cfg.batch_size * cfg.sampling.response_length
+        work = self.policy.num_parameters() * tokens / cfg.num_mini_batches
+        if in_halves(ctx.config.compute, ctx.device, ctx.config.model, work):
+            self.beside = Beside(
+                objectives(self.policy, self.critic, ctx),
+                list(self.optimizers.values()),
+                {"gather": self.experience().gather},
+            )
 
     def update(self, step: int) -> Updated:
         """Sample, score, credit, train: update `step` (0-based) of the plan."""
@@ -298,11 +257,11 @@ class Trainer:
         clock = Clock()
         seed_dropout(ctx.config.model, ctx.seed, "ppo", step)
         posts = prompts_of(self.posts, cfg, ctx, step)
-        rollout = sampled(
-            posts, self.policy, self.reference, self.reward_model, ctx, step, on_part=clock.lap
-        )
+        if self.beside is None:
+            self._share()
+        valued = self.experience().gather_in_halves(posts, step, self.beside, clock.lap)
+        rollout = valued.rollout
         responses = texts(rollout.generation, ctx.codec.decode_response)
-        valued = add_values(rollout, self.critic, size=cfg.rollout_micro_batch_size)
         batch, metrics = ppo.credit(valued, cfg, all_sum, kl_coef=self.kl.value)
         if self.gold is not None:
             judged = [
@@ -316,7 +275,7 @@ class Trainer:
         )
         lr, _ = (optimizer.set_factor(factor) for optimizer in self.optimizers.values())
         train_metrics, first_minibatch = train_on(
-            batch, self.policy, self.critic, self.optimizers, ctx, step
+            batch, self.policy, self.critic, self.optimizers, ctx, step, self.beside
         )
         clock.lap("update")
         found = {
@@ -341,7 +300,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     trainer = Trainer.start(ctx, ctx.data.demonstrations("train"), ctx.gold())
     updates, modules, optimizers = trainer.plan.updates, trainer.modules(), trainer.optimizers
     first = resume(where, modules=modules, optimizers=optimizers)
-    with ctx.progress("ppo", updates - first, "update") as bar:
+    with closing(trainer), ctx.progress("ppo", updates - first, "update") as bar:
         for step in range(first, updates):
             found = trainer.update(step)
             where.journal(step + 1, found.metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -15,18 +16,13 @@ from nplus.config import BatchConfig, OptimConfig
 from nplus.metrics import values
 from nplus.runs import StageDir
 from nplus.seeding import take
-from nplus.stages.compute import seed_dropout, workers
+from nplus.stages.compute import in_halves, seed_dropout
 from nplus.stages.context import Context
 from nplus.training.checkpoint import resume, save_checkpoint
 from nplus.training.optim import Optimizer, schedule
-from nplus.training.update import update
+from nplus.training.update import Beside, update
 
 Row = TypeVar("Row")
-
-
-WORTH_SHARING = 3e9
-"""Tokens times parameters from which on a second worker gains more than the two lose by waiting for
-one another between small operations."""
 
 
 class Sized(Protocol):
@@ -69,7 +65,7 @@ class Trainer(Generic[Row, Micro]):
     total: int = field(init=False)
     optimizer: Optimizer = field(init=False)
     parameters: int = field(init=False)
-    tried: bool = field(init=False, default=False)
+    beside: Beside[Micro] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.total = max(1, self.epochs * len(self.rows) // self.batch.batch_size)
@@ -86,10 +82,7 @@ class Trainer(Generic[Row, Micro]):
             index = take(self.ctx.seed, self.name, len(self.rows), start, size)
         else:
             index = self.order(start, size)
-        micros, threads = self._shared_out([self.rows[i] for i in index])
-        micros = [micro.to(self.ctx.device) for micro in micros]
-        if threads > 1:
-            self._try_once(micros[0])
+        micros, shared = self._micros([self.rows[i] for i in index])
         factor = schedule(
             self.optim.lr_scheduler_type, number, self.total, warmup=self.optim.warmup_steps
         )
@@ -99,31 +92,39 @@ class Trainer(Generic[Row, Micro]):
             counts=self.counts,
             objectives=[self.objective],
             optimizers=[self.optimizer],
-            workers=threads,
+            beside=self._beside() if shared else None,
         )
         return {**values(metrics), "lr": lr, **self.timing(micros, time.monotonic() - began)}
 
-    def _shared_out(self, rows: list[Row]) -> tuple[list[Micro], int]:
-        """Micro-batches, and how many workers share them: some for each, or one for all."""
-        cfg, size = self.ctx.config, self.batch.micro_batch_size
-        threads = workers(cfg.compute, self.ctx.device, cfg.model)
-        if threads > 1:
-            micros = self.micro_batches(rows, min(size, -(-len(rows) // threads)))
-            if self.parameters * sum(micro.slots for micro in micros) >= threads * WORTH_SHARING:
-                return micros, threads
-        return self.micro_batches(rows, min(size, len(rows))), 1
+    def _micros(self, rows: list[Row]) -> tuple[list[Micro], bool]:
+        """Micro-batches, and whether two processes share them: then there are some for each."""
+        cfg, size = self.ctx.config, min(self.batch.micro_batch_size, len(rows))
+        micros = self.micro_batches(rows, size)
+        work = self.parameters * sum(micro.slots for micro in micros)
+        shared = in_halves(cfg.compute, self.ctx.device, cfg.model, work)
+        if shared and len(micros) == 1:
+            micros = self.micro_batches(rows, -(-len(rows) // 2))
+        return [micro.to(self.ctx.device) for micro in micros], shared
 
-    @torch.no_grad()
-    def _try_once(self, micro: Micro) -> None:
-        """What a network is tried for at its first call is tried before there are two threads."""
-        if not self.tried:
-            self.objective(micro)
-            self.tried = True
+    def _beside(self) -> Beside[Micro]:
+        if self.beside is None:
+            self.beside = Beside([self.objective], [self.optimizer])
+        return self.beside
+
+    def close(self) -> None:
+        """End the other process, if there is one."""
+        if self.beside is not None:
+            self.beside.partner.close()
+            self.beside = None
 
     def run(
         self, where: StageDir, *, save_steps: int, shown: Mapping[str, str]
     ) -> dict[str, float]:
         """All steps, from the last checkpoint on; `shown` names the metrics beside the bar."""
+        with closing(self):
+            return self._run(where, save_steps, shown)
+
+    def _run(self, where: StageDir, save_steps: int, shown: Mapping[str, str]) -> dict[str, float]:
         modules, optimizers = {self.part: self.model}, {self.part: self.optimizer}
         first = resume(where, modules=modules, optimizers=optimizers)
         with self.ctx.progress(self.name, self.total - first) as bar:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 from nplus.batches import Objective
+from nplus.distributed.partner import Partner, shared_like
 from nplus.metrics import Mean, Metric, merge
 from nplus.training.optim import Optimizer
-from nplus.training.threads import side_by_side
 
 Micro = TypeVar("Micro")
+Weighed = tuple[Micro, Mapping[str, float]]
+"""A micro-batch, and what every term of its loss is divided by."""
 Normalise = Literal["global", "micro"]
 
 
@@ -42,6 +44,45 @@ def denominators(
     return [{name: max(reduced[name], 1e-30) for name in names} for _ in counts]
 
 
+class Beside(Generic[Micro]):
+    """Another process that takes its share of every minibatch, with gradients of its own.
+
+    `jobs` are what it can be asked for besides (`partner`). All that the objectives read and no
+    optimiser moves stays as it is now.
+    """
+
+    def __init__(
+        self,
+        objectives: Sequence[Callable[[Micro], Objective]],
+        optimizers: Sequence[Optimizer],
+        jobs: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
+        self.objectives = objectives
+        self.parameters = [p for optimizer in optimizers for p in optimizer.parameters]
+        self.gradients = shared_like(self.parameters)
+        self.partner = Partner({"train": self._train, **(jobs or {})}, weights=self.parameters)
+
+    def _train(self, own: list[Weighed[Micro]]) -> tuple[dict[str, Metric], list[int]]:
+        """There: metrics, and which parameters have a gradient in `gradients`."""
+        found = accumulated(own, self.objectives)
+        moved = []
+        for at, (parameter, place) in enumerate(zip(self.parameters, self.gradients, strict=True)):
+            if parameter.grad is not None:
+                place.copy_(parameter.grad)
+                parameter.grad = None
+                moved.append(at)
+        return found, moved
+
+    def train(self, own: list[Weighed[Micro]], other: list[Weighed[Micro]]) -> dict[str, Metric]:
+        """Here: the metrics of both, the gradients of both in the parameters."""
+        mine = partial(accumulated, own, self.objectives)
+        found, (others, moved) = self.partner.beside(mine, "train", other)
+        for at in moved:
+            parameter, place = self.parameters[at], self.gradients[at]
+            parameter.grad = place.clone() if parameter.grad is None else parameter.grad.add_(place)
+        return merge([found, others])
+
+
 def update(
     micros: Sequence[Micro],
     *,
@@ -50,33 +91,25 @@ def update(
     optimizers: Sequence[Optimizer],
     normalise: Normalise = "global",
     all_sum: Callable[[Tensor], Tensor] = lambda x: x,
-    workers: int = 1,
+    beside: Beside[Micro] | None = None,
 ) -> dict[str, Metric]:
     """One optimiser step over a minibatch; returns its metrics, `loss/*` per term and `grad_norm`.
 
     `counts(micro)` tells every term's count from the masks alone, before any forward. The loss is
-    the sum of `objectives`. So many `workers` share the micro-batches, a thread each; their
-    gradients are added in their order, which no clock decides. Raises NonFiniteLossError before
-    stepping when a loss or a gradient is not finite.
+    the sum of `objectives`. With `beside`, which has the same, two processes share the
+    micro-batches; its gradients are added to this one's. Raises NonFiniteLossError before stepping
+    when a loss or a gradient is not finite.
     """
     sizes = [counts(micro) for micro in micros]
-    divisors = denominators(sizes, normalise, all_sum)
-    shares = _shares([sum(size.values()) for size in sizes], workers)
-    parameters = [p for optimizer in optimizers for p in optimizer.parameters]
-    apart = [_Apart(parameters) for _ in shares[1:]]
-
-    def work(share: list[int], backward: Callable[[Tensor], Any]) -> dict[str, Metric]:
-        own = [(micros[i], divisors[i]) for i in share]
-        return merge([_accumulate(own, objective, backward) for objective in objectives])
-
-    backwards: list[Callable[[Tensor], Any]] = [Tensor.backward, *(each.add for each in apart)]
+    weighed = list(zip(micros, denominators(sizes, normalise, all_sum), strict=True))
     try:
-        found = side_by_side([partial(work, *task) for task in zip(shares, backwards, strict=True)])
-        for each in apart:
-            each.hand_in()
+        if beside is None or len(micros) == 1:
+            metrics = accumulated(weighed, objectives)
+        else:
+            own, other = _halves([sum(size.values()) for size in sizes])
+            metrics = beside.train([weighed[i] for i in own], [weighed[i] for i in other])
     except NonFiniteLossError as error:
         _give_up(str(error), optimizers)
-    metrics = merge(found)
     norms = [optimizer.clip() for optimizer in optimizers]
     if not all(math.isfinite(norm) for norm in norms):
         _give_up(f"the gradients' norms are {norms}", optimizers)
@@ -86,46 +119,27 @@ def update(
     return metrics
 
 
-def _shares(sizes: Sequence[float], workers: int) -> list[list[int]]:
-    """Which micro-batches each worker takes: the largest first, each to who has least to do."""
-    shares: list[list[int]] = [[] for _ in range(max(1, min(workers, len(sizes))))]
-    load = [0.0] * len(shares)
+def _halves(sizes: Sequence[float]) -> tuple[list[int], list[int]]:
+    """Which micro-batches each of two takes: the largest first, each to who has less to do."""
+    halves: tuple[list[int], list[int]] = ([], [])
+    load = [0.0, 0.0]
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
         least = load.index(min(load))
-        shares[least].append(i)
+        halves[least].append(i)
         load[least] += sizes[i]
-    return [sorted(share) for share in shares]
+    return sorted(halves[0]), sorted(halves[1])
 
 
-class _Apart:
-    """Gradients of a worker, kept from the parameters' own, which another worker adds to."""
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.parameters = [p for p in parameters if p.requires_grad]
-        self.found: list[Tensor | None] = [None] * len(self.parameters)
-
-    def add(self, loss: Tensor) -> None:
-        """In place of `loss.backward()`."""
-        new = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        self.found = [_sum(old, x) for old, x in zip(self.found, new, strict=True)]
-
-    def hand_in(self) -> None:
-        for parameter, grad in zip(self.parameters, self.found, strict=True):
-            parameter.grad = _sum(parameter.grad, grad)
-
-
-def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
-    if old is None or new is None:
-        return new if old is None else old
-    return old + new
+def accumulated(
+    micros: Sequence[Weighed[Micro]], objectives: Sequence[Callable[[Micro], Objective]]
+) -> dict[str, Metric]:
+    """Add the gradients of every objective over micro-batches, each with its divisors; metrics."""
+    return merge([_accumulate(micros, objective) for objective in objectives])
 
 
 def _accumulate(
-    micros: Sequence[tuple[Micro, Mapping[str, float]]],
-    objective: Callable[[Micro], Objective],
-    backward: Callable[[Tensor], Any],
+    micros: Sequence[Weighed[Micro]], objective: Callable[[Micro], Objective]
 ) -> dict[str, Metric]:
-    """Add an objective's gradients over micro-batches, each with its divisors; its metrics."""
     metrics: dict[str, Metric] = {}
     for micro, divisor in micros:
         found = objective(micro)
@@ -134,7 +148,7 @@ def _accumulate(
         )
         if not bool(torch.isfinite(loss)):
             raise NonFiniteLossError(f"loss is {float(loss.detach())}")
-        backward(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
         losses = {f"loss/{name}": _detached(mean) for name, (_, mean) in found.terms.items()}
         metrics = merge([metrics, found.metrics, losses])
     return metrics

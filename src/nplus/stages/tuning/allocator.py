@@ -11,20 +11,20 @@ from contextlib import ExitStack
 from functools import partial
 
 from nplus.config import ComputeConfig
+from nplus.distributed.partner import CAN_FORK, Partner
 from nplus.stages.compute import glibc_mallopt, resolve_device
 from nplus.stages.tuning.choose import choose
 from nplus.stages.tuning.probes import Bench
 from nplus.stages.tuning.turns import Times, compared, in_turns
 from nplus.stages.tuning.work import Loads, training
-from nplus.training.threads import side_by_side
 
 ALLOCATORS = ("one_arena", "keep", "system")
 KEY = "compute.allocator"
 MARGIN = 0.2
 """Two processes of one kind were up to 16% apart, however steady each is; and the default takes the
 least memory."""
-_steps: dict[str, list[Callable[[], None]]] = {}
-"""In a process that is measured: a training step of each of two networks, by what it is given."""
+_steps: dict[str, Callable[[], object]] = {}
+"""In a process that is measured: a training step of two networks, by what they are given."""
 
 
 def measure_allocator(bench: Bench) -> None:
@@ -74,7 +74,11 @@ def _begin(settings: ComputeConfig, loads: Loads) -> None:
     device = resolve_device(settings)
     pair = [loads.short.net.build("batched", device) for _ in range(2)]
     for load in (loads.short, loads.long):
-        _steps[load.name] = [training(model, load) for model in pair]
+        one, other = (training(model, load) for model in pair)
+        if CAN_FORK:
+            _steps[load.name] = partial(Partner({"other": other}).beside, one, "other")
+        else:
+            _steps[load.name] = one
 
 
 def _asked(pool: ProcessPoolExecutor, name: str) -> float:
@@ -85,5 +89,5 @@ def _asked(pool: ProcessPoolExecutor, name: str) -> float:
 def _train(name: str) -> float:
     """Seconds of a step of both networks."""
     began = time.perf_counter()
-    side_by_side(_steps[name])
+    _steps[name]()
     return time.perf_counter() - began

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from nplus.config.load import default_of
 from nplus.config.tuning import Alternative, Choice, Measurement, Value, attention_under
+from nplus.distributed.partner import CAN_FORK, Partner
 from nplus.stages.tuning.choose import choose, refused_precisions
 from nplus.stages.tuning.turns import Pace, Times, clocked, compared, in_turns
 from nplus.stages.tuning.work import (
@@ -25,7 +26,6 @@ from nplus.stages.tuning.work import (
     training,
     worst_error,
 )
-from nplus.training.threads import side_by_side
 
 PRECISIONS = ("highest", "high", "medium")
 ATTENTIONS = ("sdpa", "eager", "batched")
@@ -161,7 +161,7 @@ def measure_threads(bench: Bench) -> None:
             f"{count} {how}": on_threads(count, _two(step, other, beside=how == _BESIDE))
             for count in counts
             for how in (_BESIDE, _IN_TURN)
-            if count > 1 or how == _IN_TURN
+            if (count > 1 and CAN_FORK) or how == _IN_TURN
         }
         first = next(iter(two))
         pairs.append(bench.time("compute.side_by_side", f"two networks, {load.name}", two, first))
@@ -170,8 +170,9 @@ def measure_threads(bench: Bench) -> None:
     bench.threads = int(taken)
     bench.choice(key, bench.threads, bench.own_threads, why)
     torch.set_num_threads(bench.threads)
-    if bench.threads == 1:
-        bench.choice("compute.side_by_side", True, True, "one thread: there is no beside")
+    if bench.threads == 1 or not CAN_FORK:
+        why = "one thread: there is no beside" if CAN_FORK else "only Linux forks safely"
+        bench.choice("compute.side_by_side", True, True, why)
         return
     chosen = [{how: t[f"{taken} {how}"] for how in (_BESIDE, _IN_TURN)} for t in pairs]
     how, why = choose([compared(times, _BESIDE) for times in chosen], _BESIDE)
@@ -184,15 +185,20 @@ _BESIDE, _IN_TURN = "side by side", "in turn"
 def _two(
     one: Callable[[], None], other: Callable[[], None], *, beside: bool
 ) -> Callable[[], object]:
-    """Both, at the same time on half the threads each, or one after the other on all."""
-    if beside:
-        return lambda: side_by_side([one, other])
+    """Both, at the same time in a process each on half the threads, or one after the other on all
+    of them."""
+    partners: list[Partner] = []
 
-    def run() -> None:
+    def in_two_processes() -> None:
+        if not partners:
+            partners.append(Partner({"other": other}))
+        partners[0].beside(one, "other")
+
+    def in_turn() -> None:
         one()
         other()
 
-    return run
+    return in_two_processes if beside else in_turn
 
 
 def _best_of(times: Times, counts: list[int]) -> Times:

@@ -1,0 +1,114 @@
+"""What a PPO update learns from: prompts, a scored response to each, and values (section E)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from nplus.batches import PPOBatch, PromptBatch, Rollout, ValuedRollout
+from nplus.config import PPOConfig
+from nplus.data.collate import prompt_batch
+from nplus.models.scalar import ScalarModel
+from nplus.records import Demonstration
+from nplus.rollout import Critic, add_values, collect, joined, rm_scores
+from nplus.seeding import epoch_order, take
+from nplus.stages.context import Context
+from nplus.stages.drawing import noise
+from nplus.training.update import Beside
+
+SHOWN = 8
+
+
+def prompts_of(
+    posts: list[Demonstration], cfg: PPOConfig, ctx: Context, step: int
+) -> list[Demonstration]:
+    """The prompts of one update: passes over the SFT queries, reshuffled each time (Detail E2)."""
+    start = step * cfg.batch_size
+    if cfg.reshuffle:
+        return [posts[i] for i in take(ctx.seed, "ppo prompts", len(posts), start, cfg.batch_size)]
+    order = epoch_order(ctx.seed, "ppo prompts", 0, len(posts))
+    return [posts[order[(start + i) % len(posts)]] for i in range(cfg.batch_size)]
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """The networks that respond, score and value."""
+
+    ctx: Context
+    policy: PreTrainedModel
+    reference: PreTrainedModel
+    reward_model: ScalarModel
+    critic: Critic
+
+    def gather(
+        self,
+        posts: list[Demonstration],
+        step: int,
+        on_part: Callable[[str], None] = lambda name: None,
+    ) -> ValuedRollout:
+        """One scored response to each post, from noise named after update and post, with values.
+
+        `on_part` is told when `rollout`, the sampling, is done.
+        """
+        ctx, cfg = self.ctx, self.ctx.config.ppo
+        prompts: PromptBatch = prompt_batch(ctx.codec, posts).to(ctx.device)
+        rollout = collect(
+            ctx.engine(self.policy),
+            prompts,
+            cfg.sampling,
+            noise(ctx.seed, f"ppo rollout {step}", prompts.keys, cfg.sampling).to(ctx.device),
+            policy=self.policy,
+            reference=self.reference,
+            score=lambda generation: rm_scores(self.reward_model, generation),
+            eos_id=ctx.codec.eos_id,
+            size=cfg.rollout_micro_batch_size,
+            old_logprobs=cfg.old_logprobs,
+            tempered=cfg.tempered,
+            stop_token=cfg.stop_token,
+            on_sampled=lambda: on_part("rollout"),
+        )
+        return add_values(rollout, self.critic, size=cfg.rollout_micro_batch_size)
+
+    def gather_in_halves(
+        self,
+        posts: list[Demonstration],
+        step: int,
+        beside: Beside[PPOBatch] | None,
+        on_part: Callable[[str], None],
+    ) -> ValuedRollout:
+        """The same from two processes, whose prompts are equally long on the whole; the job there
+        is called `gather`."""
+        if beside is None or len(posts) < 2:
+            return self.gather(posts, step, on_part)
+        order = sorted(range(len(posts)), key=lambda i: len(posts[i].query))
+        own, others = order[::2], order[1::2]
+        parts = beside.partner.beside(
+            lambda: self.gather([posts[i] for i in own], step, on_part),
+            "gather",
+            [posts[i] for i in others],
+            step,
+        )
+        return joined(parts, own + others, pad_id=self.ctx.codec.pad_id)
+
+
+def readable(
+    rollout: Rollout, responses: list[str], posts: list[Demonstration]
+) -> list[dict[str, Any]]:
+    """A few rows of a rollout for `samples/`."""
+    kl_B = (rollout.logprobs_BR - rollout.ref_logprobs_BR).sum(1)
+    lengths_B = rollout.generation.response_mask_BR.sum(1)
+    return [
+        {
+            "id": posts[i].id,
+            "query": posts[i].query,
+            "response": responses[i],
+            "score": float(rollout.scores_B[i]),
+            "kl": float(kl_B[i]),
+            "tokens": int(lengths_B[i]),
+            "has_eos": bool(rollout.has_eos_B[i]),
+        }
+        for i in range(min(SHOWN, len(posts)))
+    ]
