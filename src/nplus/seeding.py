@@ -96,14 +96,17 @@ def take_grouped(
 
     Each pass reshuffles the groups; a group may straddle two requests.
     """
-    n = sum(map(len, groups))
-    items = [
-        item
-        for epoch in _passes(n, start, count)
-        for group in epoch_order(seed, name, epoch, len(groups))
-        for item in groups[group]
-    ]
-    return np.array(items, dtype=np.int64)[start % n :][:count]
+    sizes = np.array([len(group) for group in groups])
+    n, items = int(sizes.sum()), []
+    for epoch in _passes(n, start, count):
+        order = epoch_order(seed, name, epoch, len(groups))
+        ends = sizes[order].cumsum()
+        low, high = max(0, start - epoch * n), min(n, start + count - epoch * n)
+        first, last = ends.searchsorted([low, high - 1], side="right")
+        skipped = low - int(ends[first] - sizes[order[first]])
+        some = [item for group in order[first : last + 1] for item in groups[group]]
+        items += some[skipped:][: high - low]
+    return np.array(items, dtype=np.int64)
 
 
 def _passes(n: int, start: int, count: int) -> range:

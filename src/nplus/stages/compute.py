@@ -15,7 +15,7 @@ from nplus.seeding import stream
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _GIB = 1 << 30
-WORTH_SHARING = 1e9
+WORTH_SHARING = 2e9
 """Tokens times parameters of a step from which on a second process gains more than it costs."""
 
 
