@@ -116,6 +116,7 @@ def ours(precision: str, micro: int, extra: list[str]) -> list[str]:
     """Settings as after --set."""
     return [
         "ppo.profile=trl",
+        "ppo.old_logprobs=sampler",  # the same numbers, as the parity check sees, a forward less
         "ppo.normalise=global",  # TRL's mean of one micro-batch, the whole minibatch
         "compute.device=cpu",
         "compute.matmul_precision=medium",

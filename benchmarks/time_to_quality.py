@@ -46,8 +46,9 @@ SETUP_SEED, TUNING_SEED, SEEDS = 1, 11, (21, 22, 23)
 GRID = tuple((lr, kl) for kl in (0.06, 0.03) for lr in (5e-4, 1e-3))
 """Settings that each side tries: PPO's learning rate (the critic's is twice that) and KL
 coefficient."""
-UPDATES, EVERY = 24, 1
+UPDATES, EVERY = 16, 1
 FAST = ("compute.matmul_precision=medium", "model.attn_implementation=batched")
+FAST_PPO = ("ppo.autocast=bfloat16", "ppo.old_logprobs=sampler")
 SPEED = {
     "attention": "eager",
     "matmul_precision": "medium",
@@ -149,7 +150,7 @@ def spec_of(bench: Bench, side: str, seed: int, cell: Cell | None) -> dict[str, 
     if cell:
         spec |= {"out": str(bench.cell(cell)), "updates": bench.updates, "every": EVERY}
     stages = RunRoot(bench.work / "setup").stages()
-    sets = [f"seed={seed}", f"compute.threads={bench.threads}", *FAST, "ppo.autocast=bfloat16"]
+    sets = [f"seed={seed}", f"compute.threads={bench.threads}", *FAST, *FAST_PPO]
     if cell:
         sets += [
             f"ppo.total_episodes={bench.updates * 64}",

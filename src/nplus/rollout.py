@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,8 +21,50 @@ Critic = ScalarModel | SharedCritic
 ScoreFn = Callable[[Generation], Tensor]
 
 
-def _in_pieces(fn: Callable[[Generation], Tensor], generation: Generation, size: int) -> Tensor:
-    return torch.cat([fn(piece) for piece in generation.split(size)])
+ROWS_ON_CPU = 16
+"""Rows of a forward on a CPU, which gains nothing from more and computes less padding for fewer."""
+WIDTH_MULTIPLE = 16
+"""Widths are round, so that kernels are compiled for few."""
+
+
+def _in_pieces(
+    fn: Callable[[Generation], Tensor], generation: Generation, size: int, positions: str
+) -> Tensor:
+    """[B] or [B, R]: `fn` of pieces of like rows, each without the padding it can do without.
+
+    Models that count columns as positions need all of them.
+    """
+    width = generation.tokens_BR.shape[1]
+    lengths_B = generation.prompts.mask_BP.sum(1) + generation.response_mask_BR.sum(1)
+    order_B = lengths_B.argsort(stable=True)
+    if order_B.device.type == "cpu":
+        size = min(size, ROWS_ON_CPU)
+    found = []
+    for index in order_B.split(size):
+        piece = generation.rows(index)
+        found.append(fn(narrowed(piece) if positions == "real" else piece))
+        if found[-1].dim() == 2:
+            missing = width - found[-1].shape[1]
+            found[-1] = torch.nn.functional.pad(found[-1], (0, missing))
+    return torch.cat(found)[order_B.argsort()]
+
+
+def narrowed(generation: Generation) -> Generation:
+    """Without the columns that no row needs, but for a round width."""
+    generation = trimmed(generation)
+    prompts = generation.prompts
+    start = spare_columns(prompts.mask_BP, generation.tokens_BR.shape[1])
+    cut = replace(
+        prompts, tokens_BP=prompts.tokens_BP[:, start:], mask_BP=prompts.mask_BP[:, start:]
+    )
+    return replace(generation, prompts=cut)
+
+
+def spare_columns(mask_BP: Tensor, more: int) -> int:
+    """Columns on the left that are padding in every row; with `more` columns the rest is round."""
+    empty = int((~mask_BP).all(0).long().cumprod(0).sum())
+    needed = mask_BP.shape[1] - empty + more
+    return max(0, empty - (-needed % WIDTH_MULTIPLE))
 
 
 @torch.no_grad()
@@ -90,14 +133,15 @@ def collect(
     old_logprobs: str = "trainer",
     tempered: Collection[str] = ("old", "reference"),
     stop_token: str = "eos",
+    positions: str = "real",
     on_sampled: Callable[[], None] = lambda: None,
 ) -> Rollout:
     """Sample one response per prompt row and score it.
 
     Detail E6: old log-probs come from a forward of the training path (`trainer`) or are the
     sampler's. Detail E5: both they and the reference's are tempered, unless left out of `tempered`.
-    Detail E7: `stop_token="none"` scores and keeps what follows EOS. `on_sampled` is called between
-    sampling and scoring.
+    Detail E7: `stop_token="none"` scores and keeps what follows EOS. `positions` is how the models
+    count (Detail B6). `on_sampled` is called between sampling and scoring.
     """
     generation = generate(engine, prompts, sampling, noise_BR, size=size)
     on_sampled()
@@ -105,22 +149,25 @@ def collect(
     heat = {
         name: sampling.temperature if name in tempered else None for name in ("old", "reference")
     }
+    pieces = partial(_in_pieces, generation=generation, size=size, positions=positions)
     if old_logprobs == "trainer":
-        old_BR = _in_pieces(lambda g: logprobs_of(policy, g, heat["old"]), generation, size)
+        old_BR = pieces(lambda g: logprobs_of(policy, g, heat["old"]))
     else:
         old_BR = generation.logprobs_BR.masked_fill(~generation.response_mask_BR, 0.0)
-    ref_BR = _in_pieces(lambda g: logprobs_of(reference, g, heat["reference"]), generation, size)
+    ref_BR = pieces(lambda g: logprobs_of(reference, g, heat["reference"]))
     return Rollout(
         generation=generation,
         logprobs_BR=old_BR,
         ref_logprobs_BR=ref_BR,
-        scores_B=_in_pieces(score, generation, size),
+        scores_B=pieces(score),
         has_eos_B=contains_eos(generation.tokens_BR, eos_id),
     )
 
 
 @torch.no_grad()
-def add_values(rollout: Rollout, critic: Critic, *, size: int) -> ValuedRollout:
+def add_values(
+    rollout: Rollout, critic: Critic, *, size: int, positions: str = "real"
+) -> ValuedRollout:
     """The critic's value of every state, on the untruncated text (details E3, F1)."""
     generation = rollout.generation
     mask_BR = value_mask_BR(generation.response_mask_BR)
@@ -128,7 +175,7 @@ def add_values(rollout: Rollout, critic: Critic, *, size: int) -> ValuedRollout:
     def values(piece: Generation) -> Tensor:
         return critic.response_values(*piece.sequences(), piece.tokens_BR.shape[1])
 
-    values_BR = _in_pieces(values, generation, size).masked_fill(~mask_BR, 0.0)
+    values_BR = _in_pieces(values, generation, size, positions).masked_fill(~mask_BR, 0.0)
     return ValuedRollout(rollout=rollout, values_BR=values_BR, value_mask_BR=mask_BR)
 
 

@@ -68,9 +68,15 @@ class Experience:
             old_logprobs=cfg.old_logprobs,
             tempered=cfg.tempered,
             stop_token=cfg.stop_token,
+            positions=ctx.config.model.positions,
             on_sampled=lambda: on_part("rollout"),
         )
-        return add_values(rollout, self.critic, size=cfg.rollout_micro_batch_size)
+        return add_values(
+            rollout,
+            self.critic,
+            size=cfg.rollout_micro_batch_size,
+            positions=ctx.config.model.positions,
+        )
 
     def gather_in_halves(
         self,

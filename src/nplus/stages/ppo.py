@@ -16,14 +16,13 @@ from nplus.algorithms import ppo
 from nplus.batches import Objective, PPOBatch, Rollout
 from nplus.config import PPOConfig
 from nplus.config.batch_plan import BatchPlan, batch_plan
-from nplus.data.collate import WIDTH_MULTIPLE
 from nplus.metrics import Mean, Metric, merge, values
 from nplus.models.critic import SharedCritic
 from nplus.models.files import save_causal_lm
 from nplus.models.lm import response_logprobs
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration
-from nplus.rollout import Critic, texts
+from nplus.rollout import Critic, spare_columns, texts
 from nplus.runs import StageDir
 from nplus.seeding import epoch_order
 from nplus.stages.compute import forward_precision, in_halves, seed_dropout
@@ -46,6 +45,7 @@ def minibatches(
     step: int,
     all_sum: Callable[[Tensor], Tensor] = lambda x: x,
     in_halves: bool = False,
+    positions: str = "real",
 ) -> Iterator[list[PPOBatch]]:
     """Every epoch a fresh permutation, split into minibatches, each into micro-batches (Detail G1).
 
@@ -67,16 +67,15 @@ def minibatches(
             rows = cfg.micro_batch_size
             if cfg.normalise == "global" and in_halves:
                 rows = min(rows, -(-len(minibatch) // 2))
-            yield [trimmed(micro) for micro in minibatch.split(rows)]
+            micros = minibatch.split(rows)
+            yield [trimmed(micro) for micro in micros] if positions == "real" else list(micros)
 
 
 def trimmed(batch: PPOBatch) -> PPOBatch:
     """Without the columns of left padding that no row needs, but for a round width."""
-    width = batch.tokens_BT.shape[1] - batch.response_tokens_BR.shape[1]
-    empty = int((~batch.mask_BT[:, :width]).all(0).long().cumprod(0).sum())
-    needed = batch.tokens_BT.shape[1] - empty
-    empty = max(0, empty - (-needed % WIDTH_MULTIPLE))
-    return replace(batch, tokens_BT=batch.tokens_BT[:, empty:], mask_BT=batch.mask_BT[:, empty:])
+    response = batch.response_tokens_BR.shape[1]
+    start = spare_columns(batch.mask_BT[:, :-response], response)
+    return replace(batch, tokens_BT=batch.tokens_BT[:, start:], mask_BT=batch.mask_BT[:, start:])
 
 
 def train_on(
@@ -95,7 +94,8 @@ def train_on(
     first: dict[str, float] = {}
     ratios: list[float] = []
     all_sum = ctx.topology.collectives.sum
-    for micros in minibatches(batch, cfg, ctx.seed, step, all_sum, in_halves=beside is not None):
+    plan = {"in_halves": beside is not None, "positions": ctx.config.model.positions}
+    for micros in minibatches(batch, cfg, ctx.seed, step, all_sum, **plan):
         found = update(
             micros,
             counts=ppo.counts,
