@@ -9,9 +9,8 @@ What is counted, in bytes, for `n` parameters over `W` processes:
     cache       keys and values of one rollout forward: 2 * layers * kv width * rows * (P + R)
     activations of one micro-batch, kept for the backward: `activation_bytes`, `head_bytes`
 
-Where `compute.device` is `cpu`, two workers train, with a micro-batch and gradients each; PPO's
-second worker is left out. Not counted: the allocator's waste, the kernels' work space, the CUDA
-context (about 1 GiB).
+Where `compute.device` is `cpu`, two processes train, with a micro-batch and gradients each. Not
+counted: the allocator's waste, the kernels' work space, the CUDA context (about 1 GiB).
 """
 
 from __future__ import annotations
@@ -133,9 +132,9 @@ def _kept(
 
 
 def _trained(cfg: RunConfig, parameters: int, precision: Precision, world_size: int) -> States:
-    """`trained_bytes`, with the second thread's gradients where there is one."""
+    """`trained_bytes`, with the second process's gradients where there is one."""
     found = trained_bytes(parameters, precision, world_size)
-    found["gradients"] *= _workers(cfg)
+    found["gradients"] *= _processes(cfg)
     return found
 
 
@@ -145,11 +144,11 @@ def _sft(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     tokens = cfg.data.max_length or cfg.data.max_query_tokens + cfg.data.max_response_tokens
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=tokens, precision=precision)
     states = _trained(cfg, shape.parameters, precision, world_size)
-    return Need(states, {"activations": _workers(cfg) * kept})
+    return Need(states, {"activations": _processes(cfg) * kept})
 
 
-def _workers(cfg: RunConfig) -> int:
-    """How many share a minibatch, as far as the config tells."""
+def _processes(cfg: RunConfig) -> int:
+    """How many of this machine share a minibatch, as far as the config tells."""
     on_cpu = cfg.compute.device == "cpu" and cfg.compute.side_by_side
     return 2 if on_cpu and not cfg.model.dropout else 1
 
@@ -169,7 +168,7 @@ def _reward(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     rows, tokens = 2 * cfg.reward.batch.micro_batch_size, _pair_tokens(cfg)
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=0, precision=precision)
     states = _trained(cfg, shape.scalar_parameters, precision, world_size)
-    return Need(states, {"activations": _workers(cfg) * kept})
+    return Need(states, {"activations": _processes(cfg) * kept})
 
 
 def _dpo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
@@ -179,7 +178,7 @@ def _dpo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=tokens, precision=precision)
     states = _trained(cfg, shape.parameters, precision, world_size)
     states["reference"] = float(shape.parameters * precision.stored)
-    return Need(states, {"activations": _workers(cfg) * kept})
+    return Need(states, {"activations": _processes(cfg) * kept})
 
 
 def _ppo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
@@ -190,10 +189,13 @@ def _ppo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     # The policy's head runs on the response's positions and the one before (Detail E6).
     columns = response + 1
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=columns, precision=precision)
-    trained = [trained_bytes(shape.parameters, precision, world_size)]
+    trained = [_trained(cfg, shape.parameters, precision, world_size)]
     if ppo.value == "separate":  # Detail E3: the critic is a network of its own
-        trained.append(trained_bytes(shape.scalar_parameters, precision, world_size))
+        trained.append(_trained(cfg, shape.scalar_parameters, precision, world_size))
+        # One after the other in each process: both at once stands for two processes.
         kept += _kept(cfg, shape, rows=rows, tokens=tokens, logits=0, precision=precision)
+    else:
+        kept *= _processes(cfg)
     states = {name: sum(model[name] for model in trained) for name in trained[0]}
     states["reference"] = float(shape.parameters * precision.stored)
     states["reward model"] = float(shape.scalar_parameters * precision.stored)
