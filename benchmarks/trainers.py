@@ -17,9 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import roofline
 import torch
 from common import Program, keep, require_parity, run, summary
-from ppo_update import SHAPES, VOCAB, corpus, network
+from ppo_update import SHAPES, corpus, network
+from roofline import VOCAB, Sizes
 
 from nplus.data.tokens import train_bpe
 from nplus.models.files import save_causal_lm
@@ -57,6 +59,23 @@ def rows_of(stage: str, count: int, eos: int) -> list[dict[str, list[int]]]:
         | {name: ids(RESPONSE_TOKENS, end=True) for name in names}
         for _ in range(count)
     ]
+
+
+def products(stage: str, sizes: Sizes, rows: list[dict[str, list[int]]]) -> float:
+    """Multiply-adds of training on all rows once; a backward pass is two forwards."""
+    total = 0.0
+    for row in rows:
+        for name in row.keys() - {"query"}:
+            own = len(row[name])
+            tokens = len(row["query"]) + own
+            if stage == "reward":
+                total += 3 * roofline.forward(sizes, tokens, 1, 0)
+            elif stage == "dpo":  # the reference only looks
+                total += 4 * roofline.forward(sizes, tokens, own, own)
+            else:
+                read = tokens - 1 if stage == "sft" else own
+                total += 3 * roofline.forward(sizes, tokens, read, read)
+    return total
 
 
 def build(root: Path, shape: str) -> Spec:
@@ -134,7 +153,7 @@ def choices(stage: str, precision: str) -> list[Spec]:
     products = ("highest", "medium") if precision == "float32" else ("medium",)
     found: list[Spec] = [
         dict(zip(keys, values, strict=True))
-        for values in itertools.product((64, 16), ("eager", "sdpa"), (False, True), products)
+        for values in itertools.product((64, 32, 16), ("eager", "sdpa"), (False, True), products)
     ]
     if stage.startswith("sft"):
         found += [
@@ -170,6 +189,8 @@ def compare(stage: str, args: argparse.Namespace, spec: Spec) -> None:
     rows = [summary(program) for program in programs]
     print(f"{stage}: seconds a step of {BATCH}, median of {args.repeats} [range]")
     show(rows, f"{PEER} float32")
+    count = products(stage, SHAPES[args.shape], spec["data"]) / args.steps
+    roofline.mark(rows, {kind: {kind: count} for kind in ("float32", "bfloat16")}, args.threads)
     print("  largest relative difference before timing:", max(parity.values(), default=0.0))
     if not args.no_rival:
         found = {"programs": rows, "parity": parity, "rival": RIVAL[part]}

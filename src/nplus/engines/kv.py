@@ -169,7 +169,6 @@ class KVEngine:
         finished_B = torch.zeros(rows, dtype=torch.bool, device=mask_BP.device)
         return _Live(index_B, finished_B, noise_BR, steps), logits_BV
 
-
     def _steps(self, network: Network | None) -> Steps:
         if network is None:
             return PlainSteps(self.model)
