@@ -48,8 +48,8 @@ class ComputeConfig(Config):
     threads: int | Literal["auto"] | None = None
     """CPU threads of torch, a number or `auto`; None leaves torch's choice."""
     side_by_side: bool | Literal["auto"] = True
-    """On a CPU under Linux, let two processes share training, rollouts and sampling, each on half the
-    threads; `auto` as tuned."""
+    """On a CPU under Linux, let two processes share training, rollouts and sampling, each on half
+    the threads; `auto` as tuned."""
     matmul_precision: Literal["highest", "high", "medium", "auto"] = "highest"
     """`torch.set_float32_matmul_precision`; `auto`: the fastest whose products err like
     `highest`'s, as tuned."""
