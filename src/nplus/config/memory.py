@@ -69,17 +69,24 @@ def trained_bytes(parameters: int, precision: Precision, world_size: int) -> Sta
 
 
 def activation_bytes(
-    shape: Shape, *, rows: int, tokens: int, precision: Precision, attention: str = "sdpa"
+    shape: Shape,
+    *,
+    rows: int,
+    tokens: int,
+    precision: Precision,
+    attention: str = "sdpa",
+    checkpointing: bool = False,
 ) -> float:
-    """What the layers keep of a forward over `rows` sequences of `tokens` for the backward.
+    """What the layers keep of a forward over `rows` sequences of `tokens` for the backward; with
+    activation checkpointing each layer's input, and all of one layer.
 
     Per token and layer, in elements: the residual before each norm (stored precision); the two
     norms' outputs, query, key and value, attention's output as computed and as a contiguous copy;
     the feed-forward layer's inner values before and after the nonlinearity (gated: four of them).
     `eager` attention adds, per head and pair of positions, the float32 softmax and its copy in the
     computing precision, `batched` the softmax in that precision alone; `auto` counts as `eager`,
-    which it may come to. No activation checkpointing. Counted like Korthikanti et al. 2022 (arXiv
-    2205.05198, section 4.1), without its dropout masks and scores.
+    which it may come to. Counted like Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1),
+    without its dropout masks and scores.
     """
     h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     residuals = h * (1 if shape.parallel else 2) * precision.stored
@@ -91,7 +98,10 @@ def activation_bytes(
         scores = shape.heads * tokens * (BYTES["float32"] + copy)
     elif attention == "batched":
         scores = shape.heads * tokens * precision.computed
-    return float(rows * tokens * shape.layers * (residuals + computed + scores))
+    layer = residuals + computed + scores
+    if checkpointing:
+        return float(rows * tokens * (shape.layers * h * precision.stored + layer))
+    return float(rows * tokens * shape.layers * layer)
 
 
 def head_bytes(shape: Shape, *, rows: int, columns: int, precision: Precision) -> float:
@@ -124,7 +134,12 @@ def _kept(
     """Activations of one model, with the vocabulary head on `logits` positions of a row."""
     attention = cfg.model.attn_implementation
     layers = activation_bytes(
-        shape, rows=rows, tokens=tokens, precision=precision, attention=attention
+        shape,
+        rows=rows,
+        tokens=tokens,
+        precision=precision,
+        attention=attention,
+        checkpointing=cfg.compute.activation_checkpointing,
     )
     if not logits:
         return layers

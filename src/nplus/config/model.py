@@ -59,6 +59,10 @@ class ComputeConfig(Config):
     """Freed memory on a CPU with glibc: kept for all threads together, kept by each thread for
     itself, or as the system does it; `auto` as tuned."""
 
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass and compute the rest again: the same
+    result with less memory, for a forward more."""
+
     @field_validator("threads", mode="before")
     @classmethod
     def _threads(cls, value: Any) -> Any:
