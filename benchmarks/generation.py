@@ -15,9 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import roofline
 import torch
 from common import Program, keep, run, summary
-from ppo_update import SHAPES, VOCAB, corpus, network
+from ppo_update import SHAPES, corpus, network
+from roofline import VOCAB
 from transformers import AutoConfig
 
 from nplus.data.tokens import train_bpe
@@ -107,6 +109,10 @@ def main() -> None:
             run(programs, args.repeats, partial(require_same, programs, CASES[case][-1]))
         share = require_same(programs, CASES[case][-1])
         rows = [summary(program) for program in programs]
+        if CASES[case][0] in SHAPES:
+            shape, count, length, samples, dtype = CASES[case]
+            work = count * roofline.generation(SHAPES[shape], length, NEW, samples)
+            roofline.mark(rows, {dtype: {dtype: work}}, args.threads)
         best = min(rows[2:], key=lambda row: row["seconds"]["median"])
         print(f"{case}: near-greedy tokens alike {100 * share:.1f}%")
         for row in rows:

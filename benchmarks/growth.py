@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import roofline
 from common import Program, keep, run
 from growth_figure import draw
-from ppo_update import SHAPES, VOCAB, Sizes, build, ours
+from ppo_update import SHAPES, build, ours
+from roofline import VOCAB, Sizes
 from scipy import stats
 from transformers.utils.logging import disable_progress_bar
 
@@ -43,30 +45,10 @@ class Point:
     samples: int = 1
 
     def products(self) -> dict[str, float]:
-        """Multiply-adds of generation and update, without those that causality spares.
-
-        A layer has 12 h^2 weights and 2 h a pair of query and key. The last layer of an update is
-        needed on the response alone. A backward pass is two forwards.
-        """
-        hidden, layers, _ = self.sizes
-        rows, prompt, new, samples = self.rows, self.prompt, self.new, self.samples
-        token, pair, head = 12 * hidden**2, 2 * hidden, VOCAB * hidden
-        total = prompt + new
-        before = prompt * (prompt + 1) / 2
-        pairs = total * (total + 1) / 2
-        prefill = layers * (token * prompt + pair * before) + head
-        steps = (new - 1) * (layers * token + head)
-        steps += layers * pair * sum(range(prompt + 1, total))
-        early = (layers - 1) * (token * total + pair * pairs)
-        last = 2 * hidden**2 * total + 10 * hidden**2 * new + pair * (pairs - before)
-        trunk = early + last
-        # Policy, reference, reward model and critic score; policy and critic train.
-        forwards = 4 * trunk + 2 * head * new
-        trained = EPOCHS * 3 * (2 * trunk + head * new)
-        return {
-            "generation": rows * (prefill + samples * steps),
-            "update": rows * (forwards + trained),
-        }
+        """Multiply-adds of generation and update, as `roofline.py` counts them."""
+        found = roofline.ppo(self.sizes, self.rows, self.prompt, self.new, EPOCHS)
+        drawn = roofline.generation(self.sizes, self.prompt, self.new, self.samples)
+        return {"generation": self.rows * drawn, "update": found["scores"] + found["training"]}
 
 
 @dataclass(frozen=True)

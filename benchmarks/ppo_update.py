@@ -12,19 +12,19 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import roofline
 import torch
 from common import Program, keep, require_parity, run, summary
+from roofline import VOCAB, Sizes
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from nplus.data.tokens import Codec, train_bpe
 from nplus.models.files import save_causal_lm
 from nplus.models.scalar import ScalarModel
 
-Sizes = tuple[int, int, int]
 SHAPES: dict[str, Sizes] = {"A": (128, 4, 4), "B": (256, 6, 4)}
-"""Hidden size, layers and heads of a GPT-NeoX with a vocabulary of 2048."""
 PEER = "trl-1.12.0"
-VOCAB, PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 2048, 64, 64, 48
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS, EPOCHS = 64, 64, 48, 4
 COMPARED = ("loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "objective/kl")
 BOUNDS = {"float32": 2e-3, "bfloat16": 0.2}
 """Relative, of figures that are themselves small; in float64 the differences are below 1e-6
@@ -125,7 +125,7 @@ def ours(precision: str, micro: int, extra: list[str]) -> list[str]:
         f"ppo.batch_size={PROMPTS}",
         f"ppo.micro_batch_size={micro}",
         f"ppo.rollout_micro_batch_size={PROMPTS}",
-        "ppo.num_ppo_epochs=4",
+        f"ppo.num_ppo_epochs={EPOCHS}",
         "ppo.num_mini_batches=1",
         "ppo.total_episodes=1000000",
         "ppo.optim.learning_rate=1e-4",
@@ -143,7 +143,7 @@ def theirs(micro: int) -> dict[str, object]:
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": PROMPTS // micro,
         "num_mini_batches": 1,
-        "num_ppo_epochs": 4,
+        "num_ppo_epochs": EPOCHS,
         "response_length": NEW_TOKENS,
         "temperature": 0.7,
         "learning_rate": 1e-4,
@@ -186,6 +186,12 @@ def main() -> None:
         run(programs, args.repeats, lambda: require_parity(programs, bounds))
     parity = require_parity(programs, bounds)
     rows = [summary(program) for program in programs]
+    work = roofline.ppo(SHAPES[args.shape], PROMPTS, PROMPT_TOKENS, NEW_TOKENS, EPOCHS)
+    trained = work.pop("training")
+    exact = sum(work.values())
+    products = {"float32": {"float32": exact + trained}}
+    products["bfloat16"] = {"float32": exact, "bfloat16": trained}
+    roofline.mark(rows, products, args.threads)
     for row in rows:
         parts = "  ".join(
             f"{name} {row[name]['median']:.3f} [{row[name]['low']:.3f}, {row[name]['high']:.3f}]"

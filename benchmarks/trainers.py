@@ -6,7 +6,7 @@
 Both sides start from the same weights and read the same token ids, whose lengths vary; loss,
 gradient norm and the distance the weights moved in the first step have to agree. Collating and
 padding are in the timing, tokenising and loading are not. `--search` times the rival in several
-configurations; `RIVAL` holds the fastest found.
+configurations; `RIVAL` holds what was found fastest.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import roofline
 import torch
 from common import Program, keep, require_parity, run, summary
-from ppo_update import SHAPES, VOCAB, corpus, network
+from ppo_update import SHAPES, corpus, network
+from roofline import VOCAB, Sizes
 
 from nplus.data.tokens import train_bpe
 from nplus.models.files import save_causal_lm
@@ -33,11 +35,9 @@ QUERY_TOKENS, RESPONSE_TOKENS = (40, 90), (10, 60)
 """Shortest and longest; a response's with EOS."""
 PEER, ENVIRONMENT = "TRL 1.16.0", "trl-current"
 BOUNDS = {"float32": 2e-3, "bfloat16": 0.05}
-RIVAL: dict[str, Spec] = {
-    "sft": {"rows": 64, "attention": "eager", "grouped": False, "products": "medium"},
-    "reward": {"rows": 64, "attention": "eager", "grouped": False, "products": "medium"},
-    "dpo": {"rows": 64, "attention": "eager", "grouped": False, "products": "medium"},
-}
+RIVAL: Spec = {"attention": "eager", "grouped": False, "products": "medium"}
+RIVAL_ROWS = (64, 32, 16)
+"""Rows, or pairs, of one forward of the rival: all are timed, the fastest counts."""
 OURS = {"sft": 16, "reward": 8, "dpo": 8}
 """Rows, or pairs, of one forward."""
 
@@ -57,6 +57,23 @@ def rows_of(stage: str, count: int, eos: int) -> list[dict[str, list[int]]]:
         | {name: ids(RESPONSE_TOKENS, end=True) for name in names}
         for _ in range(count)
     ]
+
+
+def products(stage: str, sizes: Sizes, rows: list[dict[str, list[int]]]) -> float:
+    """Multiply-adds of training on all rows once; a backward pass is two forwards."""
+    total = 0.0
+    for row in rows:
+        for name in row.keys() - {"query"}:
+            own = len(row[name])
+            tokens = len(row["query"]) + own
+            if stage == "reward":
+                total += 3 * roofline.forward(sizes, tokens, 1, 0)
+            elif stage == "dpo":  # the reference only looks
+                total += 4 * roofline.forward(sizes, tokens, own, own)
+            else:
+                read = tokens - 1 if stage == "sft" else own
+                total += 3 * roofline.forward(sizes, tokens, read, read)
+    return total
 
 
 def build(root: Path, shape: str) -> Spec:
@@ -122,9 +139,8 @@ def nplus(stage: str, precision: str, products: str, spec: Spec, extra: list[str
     )
 
 
-def rival(stage: str, precision: str, how: Spec, spec: Spec, name: str = "") -> Program:
+def rival(stage: str, precision: str, how: Spec, spec: Spec, name: str) -> Program:
     more = {"args": theirs(stage, how["rows"], precision)} | how
-    name = name or f"{PEER} {precision}"
     return Program(name, "trl_trainers.py", spec | more, ENVIRONMENT)
 
 
@@ -134,7 +150,7 @@ def choices(stage: str, precision: str) -> list[Spec]:
     products = ("highest", "medium") if precision == "float32" else ("medium",)
     found: list[Spec] = [
         dict(zip(keys, values, strict=True))
-        for values in itertools.product((64, 16), ("eager", "sdpa"), (False, True), products)
+        for values in itertools.product((64, 32, 16), ("eager", "sdpa"), (False, True), products)
     ]
     if stage.startswith("sft"):
         found += [
@@ -144,35 +160,45 @@ def choices(stage: str, precision: str) -> list[Spec]:
     return found
 
 
-def show(rows: list[Spec], base: str) -> None:
-    reference = next((row for row in rows if row["name"] == base), None)
+def show(rows: list[Spec], bases: list[Spec]) -> None:
     for row in rows:
         each = row["seconds"]
         line = f"  {row['name']:<32} {each['median']:.4f} [{each['low']:.4f}, {each['high']:.4f}]"
-        if reference:
-            line += f"  {reference['seconds']['median'] / each['median']:.2f}x"
+        for base in bases:
+            line += f"  {base['seconds']['median'] / each['median']:.2f}x"
         print(f"{line}  peak {row['peak_rss_gib']:.2f} GiB", flush=True)
 
 
+def fastest(rows: list[Spec], precision: str) -> Spec:
+    """The rival's best in a precision."""
+    own = [row for row in rows if row["name"].startswith(f"{PEER} {precision}")]
+    return min(own, key=lambda row: float(row["seconds"]["median"]))
+
+
 def compare(stage: str, args: argparse.Namespace, spec: Spec) -> None:
-    """Both sides in turns; the rival as `RIVAL` has it."""
-    part = stage.removesuffix("-response")
+    """Both sides in turns; the rival as `RIVAL` has it, with each of `RIVAL_ROWS`."""
     programs, bounds = [], []
     for precision in args.precision:
         for products in ("medium", "highest") if precision == "float32" else ("medium",):
             programs.append(nplus(stage, precision, products, spec, args.set))
             bounds.append(BOUNDS[precision])
     for precision in () if args.no_rival else args.precision:
-        programs.append(rival(stage, precision, RIVAL[part], spec))
-        bounds.append(BOUNDS[precision])
+        for count in RIVAL_ROWS:
+            name = f"{PEER} {precision}, {count} rows"
+            programs.append(rival(stage, precision, RIVAL | {"rows": count}, spec, name))
+            bounds.append(BOUNDS[precision])
     run(programs, args.repeats, lambda: require_parity(programs, bounds))
     parity = require_parity(programs, bounds)
     rows = [summary(program) for program in programs]
     print(f"{stage}: seconds a step of {BATCH}, median of {args.repeats} [range]")
-    show(rows, f"{PEER} float32")
+    bases = [] if args.no_rival else [fastest(rows, precision) for precision in args.precision]
+    print("  times as fast as", ", ".join(base["name"] for base in bases))
+    show(rows, bases)
+    count = products(stage, SHAPES[args.shape], spec["data"]) / args.steps
+    roofline.mark(rows, {kind: {kind: count} for kind in ("float32", "bfloat16")}, args.threads)
     print("  largest relative difference before timing:", max(parity.values(), default=0.0))
     if not args.no_rival:
-        found = {"programs": rows, "parity": parity, "rival": RIVAL[part]}
+        found = {"programs": rows, "parity": parity, "rival": RIVAL}
         keep(f"trainers-{stage}-{args.shape}", found)
 
 
@@ -189,10 +215,10 @@ def search(stage: str, args: argparse.Namespace, spec: Spec) -> None:
                 print(f"  {name}: {error}")
                 continue
             found.append(summary(program))
-            show(found[-1:], "")
+            show(found[-1:], [])
     found.sort(key=lambda row: row["seconds"]["median"])
     print(f"{stage}: {PEER}'s configurations, the fastest first")
-    show(found, found[0]["name"])
+    show(found, found[:1])
     keep(f"trainers-{stage}-{args.shape}-search", {"programs": found})
 
 

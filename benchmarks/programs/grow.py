@@ -15,6 +15,7 @@ from serve import serve
 
 from nplus.batches import PromptBatch
 from nplus.data.collate import prompt_batch
+from nplus.engines.halves import halved
 
 DRAWS = 3
 
@@ -30,9 +31,8 @@ def main(spec_file):
         once.mask_BP.repeat_interleave(samples, 0),
         tuple(f"{key}:{i}" for key in once.keys for i in range(samples)),
     )
-    engine = ctx.engine(trainer.policy)
 
-    def draw():
+    def draw(engine):
         noise_BR = torch.rand(len(prompts), sampling.response_length, dtype=torch.float64)
         began = time.perf_counter()
         engine.generate(prompts, sampling, noise_BR)
@@ -42,7 +42,9 @@ def main(spec_file):
 
     def work():
         nonlocal step
-        found = {"generation": statistics.median(draw() for _ in range(DRAWS))}
+        with halved(ctx.engine(trainer.policy)) as engine:
+            draw(engine)
+            found = {"generation": statistics.median(draw(engine) for _ in range(DRAWS))}
         if spec["update"]:
             spent = trainer.update(step).seconds
             step += 1

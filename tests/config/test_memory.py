@@ -147,13 +147,23 @@ def test_logits_are_never_there_all_at_once():
     assert many - few == 4 * 512 * 8 * (4 + 4)
 
 
-def test_two_threads_have_gradients_each():
+def test_checkpointed_activations_are_every_layers_input_and_one_layer():
+    few = activation_bytes(TINY, rows=3, tokens=5, precision=FULL, checkpointing=True)
+    all_ = activation_bytes(TINY, rows=3, tokens=5, precision=FULL)
+    inputs = 3 * 5 * TINY.layers * TINY.hidden * 4
+    assert few == inputs + all_ / TINY.layers
+    cfg = recipe("tldr:ppo-1b")
+    less = load_config(cfg, sets=["compute.activation_checkpointing=true"])
+    phases = [_plan(c)["ppo"].phases["activations"] for c in (less, cfg)]
+    assert phases[0] < 0.5 * phases[1]
+
+
+def test_two_processes_have_gradients_each():
     cpu = recipe("toy")
     one = load_config(cpu, sets=["compute.side_by_side=false"])
-    for stage in ("sft", "reward"):
+    for stage in ("sft", "reward", "ppo"):
         with_two, with_one = (_plan(cfg)[stage].states["gradients"] for cfg in (cpu, one))
         assert with_two == 2 * with_one
-    assert _plan(cpu)["ppo"] == _plan(one)["ppo"]
 
 
 def test_the_cache_by_hand():

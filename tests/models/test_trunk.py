@@ -16,10 +16,13 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from nplus.config.load import load_config
 from nplus.models import trunk
 from nplus.models.lm import model_inputs, response_logprobs, set_dropout, trailing_hidden
 from nplus.models.scalar import ScalarModel
 from nplus.models.trunk import last_states
+from nplus.recipes import recipe
+from nplus.stages.compute import for_training
 
 SHAPE = {
     "vocab_size": 61,
@@ -103,6 +106,32 @@ def test_columns_can_be_chosen_row_by_row(name):
         torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["neox", "llama"])
+@pytest.mark.parametrize("attention", ["batched", "eager"])
+def test_checkpointed_activations_give_the_same_gradients_and_keep_less(attention, name):
+    tokens_BT, mask_BT = batch(40, padded=False)
+    found = {}
+    for checkpoints in (False, True):
+        model = build(name)
+        model.set_attn_implementation(attention)
+        sets = (f"compute.activation_checkpointing={checkpoints}",)
+        for_training(model, load_config(recipe("toy"), sets=sets))
+        kept = []
+
+        def keep(x, kept=kept):
+            kept.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            hidden = trailing_hidden(model, tokens_BT, mask_BT, 3)
+        loss = (hidden * mask_BT[:, -3:, None]).square().sum()
+        grads = torch.autograd.grad(loss, list(model.base_model.parameters()))
+        found[checkpoints] = sum(kept), grads
+    assert found[True][0] < 0.4 * found[False][0]
+    for mine, its in zip(found[True][1], found[False][1], strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-9, atol=1e-9)
+
+
 def test_padding_reaches_no_real_state():
     model = build("neox")
     tokens_BT, mask_BT = batch(9)
@@ -157,8 +186,6 @@ def test_what_it_leaves_out_takes_the_modules_own():
     handle = model.base_model.layers[1].register_forward_hook(lambda *_: None)
     assert last_states(model.base_model, inputs, 3) is None
     handle.remove()
-    model.gradient_checkpointing_enable()
-    assert last_states(model.base_model, inputs, 3) is None
 
     windowed = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=4))
     windowed.set_attn_implementation("batched")

@@ -137,6 +137,6 @@ def _memory(cfg: RunConfig, world_size: int) -> Iterator[str]:
         parts = " + ".join(states) + " + " + " or ".join(phases)
         yield f"# {stage}: {need.total / GIB:.1f} = {parts}"
     yield (
-        "# it takes every row as long as allowed, no activation checkpointing, and for more than "
-        "one process all state of trained models but their weights shared out (ZeRO stage 2)"
+        "# it takes every row as long as allowed, and for more than one process all state of "
+        "trained models but their weights shared out (ZeRO stage 2)"
     )

@@ -9,9 +9,8 @@ What is counted, in bytes, for `n` parameters over `W` processes:
     cache       keys and values of one rollout forward: 2 * layers * kv width * rows * (P + R)
     activations of one micro-batch, kept for the backward: `activation_bytes`, `head_bytes`
 
-Where `compute.device` is `cpu`, two workers train, with a micro-batch and gradients each; PPO's
-second worker is left out. Not counted: the allocator's waste, the kernels' work space, the CUDA
-context (about 1 GiB).
+Where `compute.device` is `cpu`, two processes train, with a micro-batch and gradients each. Not
+counted: the allocator's waste, the kernels' work space, the CUDA context (about 1 GiB).
 """
 
 from __future__ import annotations
@@ -70,17 +69,24 @@ def trained_bytes(parameters: int, precision: Precision, world_size: int) -> Sta
 
 
 def activation_bytes(
-    shape: Shape, *, rows: int, tokens: int, precision: Precision, attention: str = "sdpa"
+    shape: Shape,
+    *,
+    rows: int,
+    tokens: int,
+    precision: Precision,
+    attention: str = "sdpa",
+    checkpointing: bool = False,
 ) -> float:
-    """What the layers keep of a forward over `rows` sequences of `tokens` for the backward.
+    """What the layers keep of a forward over `rows` sequences of `tokens` for the backward; with
+    activation checkpointing each layer's input, and all of one layer.
 
     Per token and layer, in elements: the residual before each norm (stored precision); the two
     norms' outputs, query, key and value, attention's output as computed and as a contiguous copy;
     the feed-forward layer's inner values before and after the nonlinearity (gated: four of them).
     `eager` attention adds, per head and pair of positions, the float32 softmax and its copy in the
     computing precision, `batched` the softmax in that precision alone; `auto` counts as `eager`,
-    which it may come to. No activation checkpointing. Counted like Korthikanti et al. 2022 (arXiv
-    2205.05198, section 4.1), without its dropout masks and scores.
+    which it may come to. Counted like Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1),
+    without its dropout masks and scores.
     """
     h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     residuals = h * (1 if shape.parallel else 2) * precision.stored
@@ -92,7 +98,10 @@ def activation_bytes(
         scores = shape.heads * tokens * (BYTES["float32"] + copy)
     elif attention == "batched":
         scores = shape.heads * tokens * precision.computed
-    return float(rows * tokens * shape.layers * (residuals + computed + scores))
+    layer = residuals + computed + scores
+    if checkpointing:
+        return float(rows * tokens * (shape.layers * h * precision.stored + layer))
+    return float(rows * tokens * shape.layers * layer)
 
 
 def head_bytes(shape: Shape, *, rows: int, columns: int, precision: Precision) -> float:
@@ -125,7 +134,12 @@ def _kept(
     """Activations of one model, with the vocabulary head on `logits` positions of a row."""
     attention = cfg.model.attn_implementation
     layers = activation_bytes(
-        shape, rows=rows, tokens=tokens, precision=precision, attention=attention
+        shape,
+        rows=rows,
+        tokens=tokens,
+        precision=precision,
+        attention=attention,
+        checkpointing=cfg.compute.activation_checkpointing,
     )
     if not logits:
         return layers
@@ -133,9 +147,9 @@ def _kept(
 
 
 def _trained(cfg: RunConfig, parameters: int, precision: Precision, world_size: int) -> States:
-    """`trained_bytes`, with the second thread's gradients where there is one."""
+    """`trained_bytes`, with the second process's gradients where there is one."""
     found = trained_bytes(parameters, precision, world_size)
-    found["gradients"] *= _workers(cfg)
+    found["gradients"] *= _processes(cfg)
     return found
 
 
@@ -145,11 +159,11 @@ def _sft(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     tokens = cfg.data.max_length or cfg.data.max_query_tokens + cfg.data.max_response_tokens
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=tokens, precision=precision)
     states = _trained(cfg, shape.parameters, precision, world_size)
-    return Need(states, {"activations": _workers(cfg) * kept})
+    return Need(states, {"activations": _processes(cfg) * kept})
 
 
-def _workers(cfg: RunConfig) -> int:
-    """How many share a minibatch, as far as the config tells."""
+def _processes(cfg: RunConfig) -> int:
+    """How many of this machine share a minibatch, as far as the config tells."""
     on_cpu = cfg.compute.device == "cpu" and cfg.compute.side_by_side
     return 2 if on_cpu and not cfg.model.dropout else 1
 
@@ -169,7 +183,7 @@ def _reward(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     rows, tokens = 2 * cfg.reward.batch.micro_batch_size, _pair_tokens(cfg)
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=0, precision=precision)
     states = _trained(cfg, shape.scalar_parameters, precision, world_size)
-    return Need(states, {"activations": _workers(cfg) * kept})
+    return Need(states, {"activations": _processes(cfg) * kept})
 
 
 def _dpo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
@@ -179,7 +193,7 @@ def _dpo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=tokens, precision=precision)
     states = _trained(cfg, shape.parameters, precision, world_size)
     states["reference"] = float(shape.parameters * precision.stored)
-    return Need(states, {"activations": _workers(cfg) * kept})
+    return Need(states, {"activations": _processes(cfg) * kept})
 
 
 def _ppo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
@@ -190,10 +204,13 @@ def _ppo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     # The policy's head runs on the response's positions and the one before (Detail E6).
     columns = response + 1
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=columns, precision=precision)
-    trained = [trained_bytes(shape.parameters, precision, world_size)]
+    trained = [_trained(cfg, shape.parameters, precision, world_size)]
     if ppo.value == "separate":  # Detail E3: the critic is a network of its own
-        trained.append(trained_bytes(shape.scalar_parameters, precision, world_size))
+        trained.append(_trained(cfg, shape.scalar_parameters, precision, world_size))
+        # One after the other in each process: both at once stands for two processes.
         kept += _kept(cfg, shape, rows=rows, tokens=tokens, logits=0, precision=precision)
+    else:
+        kept *= _processes(cfg)
     states = {name: sum(model[name] for model in trained) for name in trained[0]}
     states["reference"] = float(shape.parameters * precision.stored)
     states["reward model"] = float(shape.scalar_parameters * precision.stored)

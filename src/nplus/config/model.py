@@ -48,8 +48,8 @@ class ComputeConfig(Config):
     threads: int | Literal["auto"] | None = None
     """CPU threads of torch, a number or `auto`; None leaves torch's choice."""
     side_by_side: bool | Literal["auto"] = True
-    """On a CPU, let two workers share a minibatch's micro-batches, each on half the threads, with
-    gradients of its own; `auto` as tuned."""
+    """On a CPU under Linux, let two processes share training, rollouts and sampling, each on half
+    the threads; `auto` as tuned."""
     matmul_precision: Literal["highest", "high", "medium", "auto"] = "highest"
     """`torch.set_float32_matmul_precision`; `auto`: the fastest whose products err like
     `highest`'s, as tuned."""
@@ -58,6 +58,10 @@ class ComputeConfig(Config):
     allocator: Literal["one_arena", "keep", "system", "auto"] = "one_arena"
     """Freed memory on a CPU with glibc: kept for all threads together, kept by each thread for
     itself, or as the system does it; `auto` as tuned."""
+
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass and compute the rest again: the same
+    result with less memory, for a forward more."""
 
     @field_validator("threads", mode="before")
     @classmethod

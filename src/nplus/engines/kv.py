@@ -13,17 +13,14 @@ from transformers import PreTrainedModel
 
 from nplus.batches import Generation, PromptBatch
 from nplus.config.sampling import SamplingConfig
+from nplus.engines.families import Network
 from nplus.engines.lean import LeanSteps, lean_network
+from nplus.engines.static import GraphSteps
 from nplus.engines.steps import PlainSteps, Steps
 from nplus.ops.logprobs import temper
 from nplus.ops.responses import response_mask_BR
 
 Path = Literal["auto", "plain"]
-
-COMPACT_EVERY = 4
-"""Steps between two looks at which rows have finished; a look waits for the device."""
-COMPACT_BELOW = 0.8
-"""Rows are dropped when at most this share of the batch is unfinished."""
 
 
 def sample_tokens(
@@ -145,11 +142,11 @@ class KVEngine:
                 return
             if sampling.stop == "eos":
                 live.finished_b |= tokens_b == self.eos_id
-                if (r + 1) % COMPACT_EVERY == 0:
+                if (r + 1) % live.steps.look_every == 0:
                     going = (~live.finished_b).nonzero().flatten()
                     if not len(going):
                         return
-                    if len(going) <= COMPACT_BELOW * len(tokens_b):
+                    if len(going) <= live.steps.compact_below * len(tokens_b):
                         live.keep(going)
                         tokens_b = tokens_b[going]
             logits_bV = live.steps.step(tokens_b)
@@ -160,7 +157,7 @@ class KVEngine:
         mask_BP = prompts.mask_BP[:, start:]
         rows = len(mask_BP)
         network = lean_network(self.model) if self.path == "auto" else None
-        steps: Steps = PlainSteps(self.model) if network is None else LeanSteps(network)
+        steps = self._steps(network)
         tokens_BP = prompts.tokens_BP[:, start:]
         first_U, of_B = _distinct(tokens_BP.masked_fill(~mask_BP, -1))
         if len(first_U) == rows:
@@ -171,6 +168,11 @@ class KVEngine:
         index_B = torch.arange(rows, device=mask_BP.device)
         finished_B = torch.zeros(rows, dtype=torch.bool, device=mask_BP.device)
         return _Live(index_B, finished_B, noise_BR, steps), logits_BV
+
+    def _steps(self, network: Network | None) -> Steps:
+        if network is None:
+            return PlainSteps(self.model)
+        return GraphSteps(network) if self.model.device.type == "cuda" else LeanSteps(network)
 
 
 def _distinct(rows_BP: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,9 @@ from nplus.models.trunk import hidden_pairs, is_alike, turn_of
 class LeanSteps:
     """`Steps` on a `Network`."""
 
+    compact_below = 0.8
+    look_every = 4
+
     def __init__(self, network: Network) -> None:
         self.network = network
 
@@ -96,7 +99,7 @@ class LeanSteps:
             _rotate(qkv[:, :, : net.heads + net.groups], *turn)
         stop = start + length
         both = qkv[:, :, net.heads :].view(rows, length, 2, net.groups, net.width)
-        cache[..., start:stop] = both.permute(2, 0, 3, 4, 1)
+        self._store(cache, both.permute(2, 0, 3, 4, 1), start)
         if mask_B1TT is not None:
             length = mask_B1TT.shape[2]
         states = states[:, -length:]
@@ -108,6 +111,10 @@ class LeanSteps:
         attended += states
         inner = layer.inner(layer.up(layer.second_norm(attended)))
         return layer.down(inner).add_(attended)
+
+    def _store(self, cache: Tensor, new: Tensor, start: int) -> None:
+        """Write keys and values of new columns."""
+        cache[..., start : start + new.shape[-1]] = new
 
     def _attend(
         self, query_BTHD: Tensor, cache: Tensor, stop: int, mask_B1TT: Tensor | None

@@ -18,6 +18,11 @@ class Steps(Protocol):
     `prefill` comes first and once. Prompts are left-padded; `room` is how many steps may follow.
     """
 
+    compact_below: float
+    """Rows are dropped when at most this share of the batch is unfinished."""
+    look_every: int
+    """Steps between two looks at which rows have finished; a look waits for the device."""
+
     def prefill(self, tokens_BP: Tensor, mask_BP: Tensor, room: int) -> Tensor:
         """[B, V] logits after the prompts."""
         ...
@@ -74,6 +79,9 @@ def _cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
 
 class PlainSteps:
     """`Steps` by the module's own forward and transformers' cache: any causal model."""
+
+    compact_below = 0.8
+    look_every = 4
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model

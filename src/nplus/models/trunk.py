@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from nplus.models.attention import NAME
 from nplus.ops.attention import SPLIT, Turn, rotary_attention
@@ -60,8 +62,8 @@ def last_states(trunk: Any, inputs: Mapping[str, Any], kept: Kept) -> Tensor | N
 
     `inputs` are those of `model_inputs`, or of `shared_inputs`, whose mask `[B, 1, T, T]` is added
     to the scores and shows no column a later one. None where the module's own forward is to be
-    taken: another architecture or attention, dropout, hooks on blocks or checkpointing, or a try
-    that came out otherwise.
+    taken: another architecture or attention, dropout, hooks on blocks, or a try that came out
+    otherwise.
     """
     block = BLOCKS.get(getattr(trunk.config, "model_type", ""))
     if block is None or trunk.config._attn_implementation != NAME or _does_more(trunk):
@@ -72,6 +74,9 @@ def last_states(trunk: Any, inputs: Mapping[str, Any], kept: Kept) -> Tensor | N
 
 
 def _last_states(trunk: Any, block: Block, inputs: Mapping[str, Any], kept: Kept) -> Tensor:
+    run = block
+    if getattr(trunk, "gradient_checkpointing", False) and trunk.training:
+        run = partial(checkpoint, block, use_reentrant=False)
     embed = trunk.get_input_embeddings()
     states_BTD = embed(inputs["input_ids"])
     cos_BTr, sin_BTr = turn_of(*trunk.rotary_emb(states_BTD, inputs["position_ids"]))
@@ -86,8 +91,8 @@ def _last_states(trunk: Any, block: Block, inputs: Mapping[str, Any], kept: Kept
     sight = Sight((cos_BTr.mT.to(dtype).contiguous(), sin_BTr.mT.to(dtype).contiguous()), mask)
     *early, last = trunk.layers
     for each in early:
-        states_BTD = block(each, states_BTD, sight, states_BTD.shape[1])
-    states_BTD = block(last, states_BTD, sight, kept)
+        states_BTD = run(each, states_BTD, sight, states_BTD.shape[1])
+    states_BTD = run(last, states_BTD, sight, kept)
     norm = trunk.final_layer_norm if hasattr(trunk, "final_layer_norm") else trunk.norm
     found: Tensor = norm(states_BTD)
     return found
@@ -195,8 +200,6 @@ def has_windows(config: Any) -> bool:
 
 def _does_more(trunk: Any) -> bool:
     """Whether a forward of the module would do what this one leaves out."""
-    if getattr(trunk, "gradient_checkpointing", False) and trunk.training:
-        return True
     if any(block._forward_hooks or block._forward_pre_hooks for block in trunk.layers):
         return True
     if any(type(module) is not torch.nn.Linear for b in trunk.layers for module in _projections(b)):

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from transformers import PreTrainedModel
 
-from nplus.config import ComputeConfig, ModelConfig
+from nplus.config import ComputeConfig, ModelConfig, RunConfig
 from nplus.distributed.partner import CAN_FORK
 from nplus.seeding import stream
 
@@ -58,6 +59,15 @@ def in_halves(cfg: ComputeConfig, device: torch.device, model: ModelConfig, work
     for both, where there is enough of it and a forward draws nothing."""
     on_cpu = device.type == "cpu" and torch.get_num_threads() > 1 and CAN_FORK
     return bool(cfg.side_by_side) and on_cpu and not model.dropout and work >= WORTH_SHARING
+
+
+def for_training(network: PreTrainedModel, cfg: RunConfig) -> None:
+    """Set the mode that dropout and activation checkpointing hang on, and the latter's."""
+    checkpoints = cfg.compute.activation_checkpointing
+    network.train(bool(cfg.model.dropout) or checkpoints)
+    if checkpoints:
+        newer = getattr(network, "activation_checkpointing_enable", None)
+        (newer or network.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def seed_dropout(cfg: ModelConfig, seed: int, name: str, step: int) -> None:

@@ -15,7 +15,7 @@ from nplus.evaluation.accuracy import margin_records
 from nplus.models.files import save_causal_lm
 from nplus.records import Comparison, read_records, write_records
 from nplus.runs import StageDir
-from nplus.stages.compute import forward_precision
+from nplus.stages.compute import for_training, forward_precision
 from nplus.stages.context import Context
 from nplus.stages.forwards import pair_logprobs
 from nplus.stages.reward import micro_batches, seconds, validation_reports
@@ -36,7 +36,7 @@ def trainer(
             logprobs_2N = pair_logprobs(policy, micro)
         return preference.objective(logprobs_2N, ref_logprobs_2N, micro, cfg)
 
-    policy.train(bool(ctx.config.model.dropout))
+    for_training(policy, ctx.config)
     return Trainer(
         ctx=ctx,
         name="dpo",

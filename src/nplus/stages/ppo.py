@@ -25,7 +25,7 @@ from nplus.records import Demonstration
 from nplus.rollout import Critic, spare_columns, texts
 from nplus.runs import StageDir
 from nplus.seeding import epoch_order
-from nplus.stages.compute import forward_precision, in_halves, seed_dropout
+from nplus.stages.compute import for_training, forward_precision, in_halves, seed_dropout
 from nplus.stages.context import Clock, Context
 from nplus.stages.experience import Experience, prompts_of, readable
 from nplus.stages.scorers import Gold
@@ -204,7 +204,7 @@ class Trainer:
         policy, reference = ctx.policy("sft"), ctx.policy("sft").eval().requires_grad_(False)
         critic = make_critic(policy, ctx)
         for model in (policy, critic):
-            model.train(bool(ctx.config.model.dropout))
+            for_training(getattr(model, "network", model), ctx.config)
         value_optim = cfg.optim.model_copy(
             update={"learning_rate": cfg.value_learning_rate or cfg.optim.learning_rate}
         )

@@ -18,7 +18,7 @@ from nplus.models.scalar import ScalarModel
 from nplus.records import Comparison, InputError, Sample, read_records, write_records
 from nplus.runs import StageDir
 from nplus.seeding import take_grouped
-from nplus.stages.compute import forward_precision
+from nplus.stages.compute import for_training, forward_precision
 from nplus.stages.context import Context
 from nplus.stages.forwards import pair_scores
 from nplus.stages.scorers import Gold, RewardScorer, margins
@@ -81,7 +81,7 @@ def trainer(model: ScalarModel, rows: list[PairRow], ctx: Context) -> Trainer[Pa
             scores_2N = _scores(model, micro)
         return reward.objective(scores_2N, micro, center=cfg.center_rewards_coefficient)
 
-    model.train()
+    for_training(model.network, ctx.config)
     return Trainer(
         ctx=ctx,
         name="reward",

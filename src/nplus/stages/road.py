@@ -35,7 +35,7 @@ VERSIONS = {
 }
 """Raised when a stage's algorithm changes, so that old results are not taken for new ones."""
 
-SPEED_KEYS = ("threads", "side_by_side", "allocator")
+SPEED_KEYS = ("threads", "side_by_side", "allocator", "activation_checkpointing")
 """Of `compute`: they change speed and not the algorithm, and stand in no key."""
 
 INPUTS = {

@@ -14,7 +14,7 @@ from nplus.config import BatchConfig, OptimConfig
 from nplus.data.collate import WIDTH_MULTIPLE, sequence_rows, token_batch
 from nplus.models.files import save_causal_lm
 from nplus.runs import StageDir
-from nplus.stages.compute import forward_precision
+from nplus.stages.compute import for_training, forward_precision
 from nplus.stages.context import Context
 from nplus.stages.copying import copy_test
 from nplus.stages.forwards import token_objective
@@ -62,7 +62,7 @@ def trainer(
         with forward_precision(ctx.device, ctx.config.compute.autocast):
             return token_objective(model, micro)
 
-    model.train()
+    for_training(model, ctx.config)
     return Trainer(
         ctx=ctx,
         name=name,

@@ -45,7 +45,7 @@ class Settled:
         if device == "cpu":
             threads = compute.threads or torch.get_num_threads()
             words.append(f"{threads} thread{'s' if threads > 1 else ''}")
-            words += ["two workers"] if compute.side_by_side and threads > 1 else []
+            words += ["two processes"] if compute.side_by_side and threads > 1 else []
         words.append(f"{compute.matmul_precision} products")
         words.append(f"{self.config.model.attn_implementation} attention")
         if device == "cpu":
