@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -13,7 +12,7 @@ import torch
 VOCAB = 2048
 Sizes = tuple[int, int, int]
 """Hidden size, layers and heads of a GPT-NeoX with a vocabulary of `VOCAB`."""
-SIDE, ROUNDS = 2048, 7
+SIDE, ROUNDS = 1024, 100
 
 
 def forward(sizes: Sizes, tokens: int, read: int, logits: int) -> float:
@@ -54,16 +53,17 @@ def ppo(sizes: Sizes, rows: int, prompt: int, new: int, epochs: int) -> dict[str
 
 @cache
 def peak(precision: str, threads: int) -> float:
-    """Multiply-adds a second of a large product on all threads: `medium` float32, or bfloat16."""
+    """Multiply-adds a second of a large product on all threads, at best: `medium` float32, or
+    bfloat16."""
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("medium")
     a = torch.randn(SIDE, SIDE, dtype=getattr(torch, precision))
     seconds = []
-    for _ in range(ROUNDS + 2):
+    for _ in range(ROUNDS):
         began = time.perf_counter()
         a @ a
         seconds.append(time.perf_counter() - began)
-    return SIDE**3 / statistics.median(seconds[2:])
+    return SIDE**3 / min(seconds)
 
 
 def share(products: Mapping[str, float], seconds: float, threads: int) -> float:
