@@ -36,7 +36,7 @@ QUERY_TOKENS, RESPONSE_TOKENS = (40, 90), (10, 60)
 PEER, ENVIRONMENT = "TRL 1.16.0", "trl-current"
 BOUNDS = {"float32": 2e-3, "bfloat16": 0.05}
 RIVAL: Spec = {"attention": "eager", "grouped": False, "products": "medium"}
-RIVAL_ROWS = (64, 32, 16)
+RIVAL_ROWS = (64, 32)
 """Rows, or pairs, of one forward of the rival: all are timed, the fastest counts."""
 OURS = {"sft": 16, "reward": 8, "dpo": 8}
 """Rows, or pairs, of one forward."""
@@ -59,7 +59,7 @@ def rows_of(stage: str, count: int, eos: int) -> list[dict[str, list[int]]]:
     ]
 
 
-def products(stage: str, sizes: Sizes, rows: list[dict[str, list[int]]]) -> float:
+def multiplications(stage: str, sizes: Sizes, rows: list[dict[str, list[int]]]) -> float:
     """Multiply-adds of training on all rows once; a backward pass is two forwards."""
     total = 0.0
     for row in rows:
@@ -194,7 +194,7 @@ def compare(stage: str, args: argparse.Namespace, spec: Spec) -> None:
     bases = [] if args.no_rival else [fastest(rows, precision) for precision in args.precision]
     print("  times as fast as", ", ".join(base["name"] for base in bases))
     show(rows, bases)
-    count = products(stage, SHAPES[args.shape], spec["data"]) / args.steps
+    count = multiplications(stage, SHAPES[args.shape], spec["data"]) / args.steps
     roofline.mark(rows, {kind: {kind: count} for kind in ("float32", "bfloat16")}, args.threads)
     print("  largest relative difference before timing:", max(parity.values(), default=0.0))
     if not args.no_rival:
