@@ -72,3 +72,12 @@ def stage_context():
         return ctx
 
     return build
+
+
+@pytest.fixture
+def two_threads():
+    """Two threads of torch, however many there were."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -11,14 +11,6 @@ import torch
 from nplus.distributed.partner import Partner, shared_like
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 

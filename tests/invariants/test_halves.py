@@ -31,14 +31,6 @@ class Ids:
         return " ".join(map(str, ids))
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 

@@ -182,14 +182,6 @@ def two_networks(shared, broken=None):
     return [o.gradients[0].item() for o in optimizers], values, worked, moved
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("two_threads")
 def test_two_processes_come_to_what_one_comes_to():
     shared, alone = two_networks(True), two_networks(False)
