@@ -10,7 +10,6 @@ import torch
 
 from nplus.distributed.partner import Partner, shared_like
 
-
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 
