@@ -196,6 +196,8 @@ class Trainer:
     kl: ppo.KLController
     gold: Gold | None
     beside: Beside[PPOBatch] | None = None
+    considered: bool = False
+    """Whether it has been looked at if two processes pay."""
 
     @classmethod
     def start(cls, ctx: Context, posts: list[Demonstration], gold: Gold | None) -> Self:
@@ -235,10 +237,11 @@ class Trainer:
         """End the process that shares the work, if there is one."""
         if self.beside is not None:
             self.beside.partner.close()
-            self.beside = None
+            self.beside, self.considered = None, False
 
     def _share(self) -> None:
         """Fork a process that shares the work, where there is enough of it."""
+        self.considered = True
         ctx, cfg = self.ctx, self.ctx.config.ppo
         queries = [post.query for post in prompts_of(self.posts, cfg, ctx, 0)]
         tokens = sum(map(len, ctx.codec.encode_queries(queries)))
@@ -257,7 +260,7 @@ class Trainer:
         clock = Clock()
         seed_dropout(ctx.config.model, ctx.seed, "ppo", step)
         posts = prompts_of(self.posts, cfg, ctx, step)
-        if self.beside is None:
+        if not self.considered:
             self._share()
         valued = self.experience().gather_in_halves(posts, step, self.beside, clock.lap)
         rollout = valued.rollout

@@ -15,6 +15,7 @@ from nplus.config import ModelConfig, RunConfig
 from nplus.config.auto import AUTO_KEYS, auto_keys, with_values
 from nplus.config.load import default_of
 from nplus.config.tuning import Choice, Tuning, attention_under
+from nplus.distributed.partner import CAN_FORK
 from nplus.models.files import model_source
 from nplus.models.trunk import BLOCKS
 from nplus.stages.compute import device_name
@@ -45,7 +46,7 @@ class Settled:
         if device == "cpu":
             threads = compute.threads or torch.get_num_threads()
             words.append(f"{threads} thread{'s' if threads > 1 else ''}")
-            words += ["two processes"] if compute.side_by_side and threads > 1 else []
+            words += ["two processes"] if compute.side_by_side and threads > 1 and CAN_FORK else []
         words.append(f"{compute.matmul_precision} products")
         words.append(f"{self.config.model.attn_implementation} attention")
         if device == "cpu":
