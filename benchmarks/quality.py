@@ -156,7 +156,7 @@ def minutes_to(bench: Bench, cell: Cell, split: str, level: float = LEVEL) -> fl
 
 
 def best(bench: Bench, side: str) -> tuple[float, float]:
-    """The setting of the grid to go on with, by its runs under the tuning seeds on validation posts.
+    """The setting to go on with, by its runs under the tuning seeds on validation posts.
 
     Times within `TIED` of the shortest mean time to the level differ by an update or two, which is
     noise: of these settings the one with the highest mean win rate at the end. A run that did not

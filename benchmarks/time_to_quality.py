@@ -8,9 +8,9 @@ and one judge, nplus's evaluation, sets each snapshot's near-greedy responses ag
 by the world's gold score (`quality.py`).
 
 Each side has the same grid of settings under two tuning seeds, judged on validation posts; its best
-one (`quality.best`) runs under fresh seeds, judged on test posts. The time to quality is the clock's at the first
-snapshot that wins 60% and whose successor does too. Every piece is kept in `--work`, so that a
-benchmark that was ended goes on.
+one (`quality.best`) runs under fresh seeds, judged on test posts. The time to quality is the
+clock's at the first snapshot that wins 60% and whose successor does too. Every piece is kept in
+`--work`, so that a benchmark that was ended goes on.
 """
 
 from __future__ import annotations
