@@ -91,6 +91,7 @@ def settings(point: Point, threads: int) -> list[str]:
         f"ppo.batch_size={point.rows}",
         f"ppo.rollout_micro_batch_size={point.rows}",
         f"ppo.num_ppo_epochs={EPOCHS}",
+        "data.max_response_tokens=8",  # no longer than any response here
         f"ppo.sampling.response_length={point.new}",
         "ppo.sampling.stop=length",
     ]
