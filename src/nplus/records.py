@@ -19,6 +19,15 @@ class InputError(ValueError):
     code 2)."""
 
 
+class StopError(RuntimeError):
+    """A run ended by a rule of its own: one message that says why and what to change (exit code
+    1)."""
+
+
+class StorageError(OSError):
+    """The disk does not take what is to be written; what stood before still stands."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A query as text; `fields` are the columns its template was filled from (subreddit, title,

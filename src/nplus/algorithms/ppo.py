@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,10 +12,8 @@ from nplus.config import PPOConfig
 from nplus.metrics import Mean, Metric
 from nplus.ops.kl import kl_per_token
 from nplus.ops.losses import ppo_policy_loss, ppo_value_loss
-from nplus.ops.masking import Moments, masked_moments, whiten
+from nplus.ops.masking import masked_moments, whiten
 from nplus.ops.returns import gae, missing_eos, token_rewards
-
-Reduction = Callable[[Tensor], Tensor]
 
 
 class KLController(torch.nn.Module):
@@ -45,25 +42,39 @@ class KLController(torch.nn.Module):
             self.coefficient *= 1.0 + error * episodes / self.horizon
 
 
-def _moments(values_BR: Tensor, mask_BR: Tensor, cfg: PPOConfig, all_sum: Reduction) -> Moments:
-    """Detail F7: over all ranks, or this rank's alone."""
-    moments = masked_moments(values_BR, mask_BR)
-    if cfg.whitening_scope == "rank":
-        return moments
-    return Moments(*all_sum(torch.stack(list(moments))).unbind())
+def _whiten(
+    values_BR: Tensor, mask_BR: Tensor, cfg: PPOConfig, parts: int, *, shift_mean: bool
+) -> Tensor:
+    """Detail F7: with the statistics of all rows, or each of `parts` processes' own with its."""
+    pieces = parts if cfg.whitening_scope == "rank" else 1
+    rows = zip(values_BR.tensor_split(pieces), mask_BR.tensor_split(pieces), strict=True)
+    return torch.cat(
+        [
+            whiten(
+                some_BR,
+                of_BR,
+                masked_moments(some_BR, of_BR),
+                unbiased=cfg.whitening_variance == "unbiased",
+                shift_mean=shift_mean,
+                eps_mode=cfg.whitening_eps,
+            )
+            for some_BR, of_BR in rows
+        ]
+    )
 
 
 def credit(
     valued: ValuedRollout,
     cfg: PPOConfig,
-    all_sum: Reduction = lambda x: x,
     *,
     kl_coef: float | None = None,
+    parts: int = 1,
 ) -> tuple[PPOBatch, dict[str, Metric]]:
     """Scores, KL and values become advantages and returns (details E8, F2 to F7).
 
-    `kl_coef` replaces `cfg.kl_coef` where a controller steers it. With `whitening_scope=minibatch`
-    the advantages are still raw: `whitened` comes later.
+    `valued` is the rollout of all processes, in the prompts' order; `parts` is how many they are
+    (Detail F7). `kl_coef` replaces `cfg.kl_coef` where a controller steers it. With
+    `whitening_scope=minibatch` the advantages are still raw: `whitened` comes later.
     """
     rollout, mask_BR = valued.rollout, valued.rollout.generation.response_mask_BR
     kl_coef = cfg.kl_coef if kl_coef is None else kl_coef
@@ -84,14 +95,7 @@ def credit(
     if cfg.whiten_rewards:
         # Detail F6 whitens where rewards are: after EOS too if the score lands there.
         paid_BR = valued.value_mask_BR if cfg.score_step == "after_eos" else mask_BR
-        rewards_BR = whiten(
-            rewards_BR,
-            paid_BR,
-            _moments(rewards_BR, paid_BR, cfg, all_sum),
-            unbiased=cfg.whitening_variance == "unbiased",
-            shift_mean=False,
-            eps_mode=cfg.whitening_eps,
-        )
+        rewards_BR = _whiten(rewards_BR, paid_BR, cfg, parts, shift_mean=False)
     values_BR = valued.values_BR.masked_fill(~value_mask_BR, 0.0)
     advantages_BR, returns_BR = gae(rewards_BR, values_BR, gamma=cfg.gamma, lam=cfg.lam)
     metrics = _rollout_metrics(valued, kl_BR, scores_B, kl_coef, cfg.sampling.response_length)
@@ -109,25 +113,18 @@ def credit(
         returns_BR=returns_BR,
     )
     if cfg.whiten_advantages and cfg.whitening_scope != "minibatch":
-        batch = whitened(batch, cfg, all_sum)
+        batch = whitened(batch, cfg, parts)
     return batch, metrics
 
 
-def whitened(batch: PPOBatch, cfg: PPOConfig, all_sum: Reduction = lambda x: x) -> PPOBatch:
+def whitened(batch: PPOBatch, cfg: PPOConfig, parts: int = 1) -> PPOBatch:
     """The batch with its advantages whitened over itself (Detail F7).
 
     The paper whitens a process's rollout batch, profile `nplus` that of all processes, OpenAI 2019
     each minibatch of the update.
     """
-    mask_BR = batch.response_mask_BR
-    white_BR = whiten(
-        batch.advantages_BR,
-        mask_BR,
-        _moments(batch.advantages_BR, mask_BR, cfg, all_sum),
-        unbiased=cfg.whitening_variance == "unbiased",
-        shift_mean=not cfg.whitening_keeps_mean,
-        eps_mode=cfg.whitening_eps,
-    )
+    shift = not cfg.whitening_keeps_mean
+    white_BR = _whiten(batch.advantages_BR, batch.response_mask_BR, cfg, parts, shift_mean=shift)
     return replace(batch, advantages_BR=white_BR)
 
 

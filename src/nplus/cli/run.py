@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,10 +31,15 @@ def run(
     until: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")
     ] = None,
+    processes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Share the work among N processes.")
+    ] = 1,
 ) -> None:
     """Run a recipe's stages, print the verdict and write the report.
 
-    Stages that are complete and unchanged are skipped; an interrupted one goes on where it stopped.
+    Stages that are complete and unchanged are skipped; an interrupted one goes on where it stopped,
+    on as many processes as are asked for now. `torchrun -m nplus run ...` works too, on several
+    machines that share the run's directory.
     """
     from nplus.config.batch_plan import batch_plan
     from nplus.records import InputError
@@ -45,8 +51,18 @@ def run(
         known = ", ".join(cfg.stage_names())
         raise InputError(f"--until {until}: not a stage of this run; its stages are {known}")
     require_file(cfg.data)
+    if int(os.environ.get("RANK", "0")) > 0:
+        from nplus.stages.road import follow_road
+
+        follow_road(cfg)
+        return
     where = out or Path("runs") / recipe.replace(":", "-")
     RunRoot(where).open(cfg.recipe)
+    if processes > 1:
+        from nplus.distributed.launch import launch
+
+        given = _arguments(recipe, sets, config, where, seed, until)
+        raise typer.Exit(launch(given, processes))
 
     from rich.console import Console
 
@@ -61,6 +77,24 @@ def run(
         raise typer.Exit(1) from None
     if (until or cfg.stage_names()[-1]) == "evaluate":
         _show(root, console)
+
+
+def _arguments(
+    recipe: str,
+    sets: list[str] | None,
+    config: Path | None,
+    out: Path,
+    seed: int | None,
+    until: str | None,
+) -> list[str]:
+    """The same command for one of several processes."""
+    found = ["run", recipe, "--out", str(out)]
+    for each in sets or ():
+        found += ["--set", each]
+    named = {"--config": config, "--seed": seed, "--until": until}
+    for option, value in named.items():
+        found += [] if value is None else [option, str(value)]
+    return found
 
 
 def report(

@@ -1,6 +1,7 @@
 """Configuration: frozen pydantic models, one file per component; imports no torch."""
 
 from nplus.config.base import Config
+from nplus.config.checkpoint import CheckpointConfig
 from nplus.config.data import ComparisonsConfig, DataConfig, TokenizerConfig, WorldConfig
 from nplus.config.dpo import DPOConfig
 from nplus.config.judge import JudgeConfig
@@ -20,6 +21,7 @@ from nplus.config.stages import (
 
 __all__ = [
     "BatchConfig",
+    "CheckpointConfig",
     "ComparisonsConfig",
     "ComputeConfig",
     "Config",

@@ -30,6 +30,9 @@ class OptimConfig(Config):
     """Linear warm-up steps; the paper has none."""
     max_grad_norm: float | None = Field(None, gt=0)
     """Detail B4: no clipping unless asked for."""
+    max_skips: int = Field(3, ge=0)
+    """Steps in a row that may be left out because a loss or gradient is not finite; one more ends
+    the run."""
 
 
 class BatchConfig(Config):

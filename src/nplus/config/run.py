@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import model_validator
 
 from nplus.config.base import Config
+from nplus.config.checkpoint import CheckpointConfig
 from nplus.config.data import DataConfig, TokenizerConfig
 from nplus.config.dpo import DPOConfig
 from nplus.config.judge import JudgeConfig
@@ -33,6 +34,7 @@ class RunConfig(Config):
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
     compute: ComputeConfig = ComputeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     pretrain: PretrainConfig | None = None
     sft: SFTConfig = SFTConfig()
     sample: SampleConfig | None = None

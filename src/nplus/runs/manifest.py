@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nplus.records import InputError
+
 PACKAGES = (
     "nplus",
     "torch",
@@ -33,6 +35,15 @@ def _no_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_no_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what was written to a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -59,6 +70,47 @@ def content_hash(path: Path) -> str:
             return hashlib.file_digest(data, "sha256").hexdigest()
     files = sorted(p for p in path.rglob("*") if p.is_file())
     return key_of({f.relative_to(path).as_posix(): content_hash(f) for f in files})
+
+
+Contents = dict[str, dict[str, Any]]
+"""Relative name of each file: `{"bytes", "sha256"}`."""
+
+
+def contents_of(folder: Path, without: Path | None = None) -> Contents:
+    """Size and hash of every file below `folder` that is not below `without` or hidden."""
+    found: Contents = {}
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and (without is None or without not in path.parents):
+            size, name = path.stat().st_size, path.relative_to(folder).as_posix()
+            found[name] = {"bytes": size, "sha256": content_hash(path)}
+    return found
+
+
+def damage(folder: Path, contents: str) -> str:
+    """What is wrong with a folder whose file `contents` was written from `contents_of`; empty where
+    all is well."""
+    try:
+        told = json.loads((folder / contents).read_text(encoding="utf-8"))
+        return differences(folder, told)
+    except OSError as error:
+        return f"{contents}: {error.strerror}"
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return f"{contents} is not what was written"
+
+
+def differences(folder: Path, told: Mapping[str, Mapping[str, Any]]) -> str:
+    """The first file that is not what `told` says; empty where all are."""
+    for name, one in told.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if (size := path.stat().st_size) != one["bytes"]:
+            return f"{name} has {size:,} bytes, not {one['bytes']:,}"
+    for name, one in told.items():
+        if content_hash(folder / name) != one["sha256"]:
+            return f"{name} is not what was written: its SHA-256 differs"
+    return ""
 
 
 def code_version() -> str:
@@ -100,7 +152,8 @@ class Manifest:
     config: Mapping[str, Any]
     seed: int
     inputs: tuple[Mapping[str, str], ...] = ()
-    outputs: tuple[Mapping[str, str], ...] = ()
+    outputs: tuple[Mapping[str, Any], ...] = ()
+    """Every file of the finished stage: `{"path", "bytes", "sha256"}`."""
     results: Mapping[str, Any] = field(default_factory=dict)
     code_version: str = ""
     packages: Mapping[str, str] = field(default_factory=dict)
@@ -114,11 +167,27 @@ class Manifest:
     error: str = ""
 
     def write(self, path: Path) -> None:
-        write_json(path, asdict(self))
+        """With a hash of all it tells, so that a damaged one is known."""
+        row = json.loads(json.dumps(_no_nan(asdict(self))))  # as it will be read
+        write_json(path, {**row, "digest": key_of(row)})
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        row = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("inputs", "outputs"):
-            row[name] = tuple(row[name])
-        return cls(**row)
+        """Raises InputError for one that is not as it was written."""
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+            if row.pop("digest", None) not in (None, key_of(row)):
+                raise ValueError("its digest differs")
+            for name in ("inputs", "outputs"):
+                row[name] = tuple(row[name])
+            return cls(**row)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{path}: damaged ({error}); put it back as it was, or remove the folder "
+                f"{path.parent}, and the same command makes it anew"
+            ) from error
+
+    def differences(self, folder: Path) -> str:
+        """The first artefact in `folder` that is not as the stage left it; empty where all are."""
+        told = {one["path"]: {k: one[k] for k in ("bytes", "sha256")} for one in self.outputs}
+        return differences(folder, told)

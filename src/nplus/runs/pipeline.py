@@ -49,6 +49,8 @@ class Pipeline:
     """Told `(stage, directory, "run" | "skip" | "done")`."""
     keys: dict[str, str] = field(default_factory=dict)
     dirs: dict[str, StageDir] = field(default_factory=dict)
+    intact: set[str] = field(default_factory=set)
+    """Stages whose files have been looked at, or written, by this call."""
 
     def run(
         self,
@@ -78,6 +80,8 @@ class Pipeline:
         if where.complete(key):
             self.on_stage(name, where, "skip")
             return where
+        for what in inputs.values():
+            self._require_intact(what)
         self.on_stage(name, where, "run")
         where.path.mkdir(parents=True, exist_ok=True)
         where.drop_unfinished()
@@ -114,17 +118,32 @@ class Pipeline:
             )
             failed.write(where.manifest_path)
             raise
+        where.event("finished")
         replace(
             manifest,
             status="complete",
             results=dict(results),
+            outputs=where.artefacts(),
             finished=_now(),
             seconds=round(time.monotonic() - began, 3),
             peak_memory_gib=round(peak_memory_gib(), 3),
         ).write(where.manifest_path)
-        where.event("finished")
+        self.intact.add(name)
         self.on_stage(name, where, "done")
         return where
+
+    def _require_intact(self, what: str) -> None:
+        """Raises InputError where an earlier stage's files are not as it left them."""
+        where = self.dirs.get(what)
+        if where is None or what in self.intact:
+            return
+        manifest = where.manifest()
+        if manifest is not None and (why := manifest.differences(where.path)):
+            raise InputError(
+                f"{where.path}: {why}; put it back as it was, or remove the folder, and the same "
+                f"command makes the stage {what!r} anew"
+            )
+        self.intact.add(what)
 
     def _where(self, what: str) -> str:
         return self.dirs[what].path.name if what in self.dirs else what.rpartition(":")[0]

@@ -2,8 +2,9 @@
 
 runs/<name>/run.json                 recipe, resolved config, state of every stage
 runs/<name>/report.html
+runs/<name>/logs/attempt_K/rank_N.log    what all processes but the first print
 runs/<name>/<stage>-<key8>/
-    manifest.json    journal.jsonl    samples/    checkpoints/step_N/    logs/    and the artefact:
+    manifest.json    journal.jsonl    samples/    checkpoints/step_N/    skipped/    and:
     data/ | model/ | completions.jsonl | comparisons.jsonl | judgements.jsonl | table.jsonl ...
 runs/<name>/against-<key8>/          completions from elsewhere, set against the run's
     manifest.json    judgements.jsonl
@@ -12,6 +13,7 @@ runs/<name>/against-<key8>/          completions from elsewhere, set against the
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -23,14 +25,19 @@ from typing import Any
 
 from nplus.records import InputError
 from nplus.runs.lock import is_vacant
-from nplus.runs.manifest import Manifest, write_json
+from nplus.runs.manifest import Manifest, contents_of, sync, write_json
 
 
 @dataclass(frozen=True, slots=True)
 class StageDir:
-    """One stage's directory."""
+    """One stage's directory.
+
+    Of several processes only the first has the real one. Each other writes to a directory of its
+    own, which is thrown away, and reads the checkpoints of the first, whose directory is `lead`.
+    """
 
     path: Path
+    lead: Path | None = None
 
     @property
     def manifest_path(self) -> Path:
@@ -46,7 +53,12 @@ class StageDir:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return (self.lead or self.path) / "checkpoints"
+
+    @property
+    def skipped(self) -> Path:
+        """Batches whose step was left out."""
+        return self.path / "skipped"
 
     @property
     def model(self) -> Path:
@@ -97,6 +109,14 @@ class StageDir:
         found = self.manifest()
         return found is not None and found.status == "complete" and found.key == key
 
+    def artefacts(self) -> tuple[dict[str, Any], ...]:
+        """Path, size and hash of every file that is not a checkpoint or the manifest itself."""
+        return tuple(
+            {"path": name, **one}
+            for name, one in contents_of(self.path, self.checkpoints).items()
+            if name != self.manifest_path.name
+        )
+
     def drop_unfinished(self) -> None:
         """Remove the artefacts of an attempt that did not finish; checkpoints and journal stay."""
         for artefact in (self.model, self.critic, self.data):
@@ -142,6 +162,28 @@ class StageDir:
         metrics: dict[str, float] = list(self.journal_rows())[-1]["metrics"]
         return metrics
 
+    def journal_mark(self) -> dict[str, Any]:
+        """Length and hash of the journal, which the disk holds from now on."""
+        if not self.journal_path.is_file():
+            return {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+        sync(self.journal_path)
+        text = self.journal_path.read_bytes()
+        return {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+
+    def require_journal(self, mark: Mapping[str, Any] | None) -> None:
+        """Raises InputError where the journal does not begin with what `journal_mark` saw."""
+        if mark is None:
+            return
+        text = b""
+        if self.journal_path.is_file():
+            text = self.journal_path.read_bytes()[: mark["bytes"]]
+        if hashlib.sha256(text).hexdigest() != mark["sha256"]:
+            raise InputError(
+                f"{self.journal_path}: its first {mark['bytes']:,} bytes are not what they were at "
+                "the checkpoint; put the file back as it was, or remove the folder "
+                f"{self.checkpoints.name} beside it, and the stage begins anew"
+            )
+
     def rewind_journal(self, step: int) -> None:
         """Drop metric lines after `step`: a resumed stage writes them again."""
         if not self.journal_path.is_file():
@@ -149,6 +191,7 @@ class StageDir:
         kept = [line for line, row in self._journal_lines() if row.get("step", 0) <= step]
         aside = self.journal_path.with_name(f".journal.{os.getpid()}.tmp")
         aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        sync(aside)
         aside.replace(self.journal_path)
 
     def write_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
@@ -180,6 +223,12 @@ class RunRoot:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    def new_logs(self) -> Path:
+        """A folder for what the processes of this attempt print: `logs/attempt_K`."""
+        found = [path.name.removeprefix("attempt_") for path in self.path.glob("logs/attempt_*")]
+        last = max((int(number) for number in found if number.isdigit()), default=0)
+        return (self.path / "logs" / f"attempt_{last + 1}").absolute()
 
     def stage(self, name: str, key: str) -> StageDir:
         return StageDir(self.path / f"{name}-{key[:8]}")

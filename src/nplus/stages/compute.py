@@ -70,10 +70,12 @@ def for_training(network: PreTrainedModel, cfg: RunConfig) -> None:
         (newer or network.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-def seed_dropout(cfg: ModelConfig, seed: int, name: str, step: int) -> None:
-    """Name what a step's dropout draws (Detail B1), so that a resumed run draws the same."""
+def seed_dropout(cfg: ModelConfig, seed: int, name: str, step: int, rank: int = 0) -> None:
+    """Name what a step's dropout draws (Detail B1), so that a resumed run draws the same; each
+    process draws its own."""
     if cfg.dropout:
-        torch.manual_seed(int(stream(seed, "dropout", name, step).integers(1 << 62)))
+        path = (name, step, rank) if rank else (name, step)
+        torch.manual_seed(int(stream(seed, "dropout", *path).integers(1 << 62)))
 
 
 def set_allocator(kind: str) -> None:

@@ -19,10 +19,11 @@ from nplus.data.prepare import DataDir
 from nplus.data.tokens import Codec, TextRules
 from nplus.distributed.topology import Topology
 from nplus.engines.kv import KVEngine
-from nplus.models.files import load_causal_lm
+from nplus.models.critic import SharedCritic
+from nplus.models.files import load_causal_lm, save_causal_lm
 from nplus.models.lm import set_dropout, set_positions
 from nplus.models.scalar import ScalarModel
-from nplus.runs import StageDir
+from nplus.runs import StageDir, Stop
 from nplus.stages.scorers import Gold
 
 READ_AT = {"eos": 0, "before_eos": 1}
@@ -38,6 +39,12 @@ class Context:
     console: Console
     dirs: dict[str, StageDir]
     topology: Topology = field(default_factory=Topology)
+    stop: Stop = field(default_factory=Stop)
+
+    def warn(self, note: str) -> None:
+        """Tell the user, in the first process."""
+        if self.topology.leads:
+            self.console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     @cached_property
     def data(self) -> DataDir:
@@ -82,6 +89,16 @@ class Context:
         set_positions(model.network, self.config.model.positions)
         model.tokens_back = READ_AT[self.config.reward.read_at]
         return model.to(self.device)
+
+    def keep(self, model: PreTrainedModel, path: Path) -> None:
+        """Write a causal model with the run's tokenizer, in the first process."""
+        if self.topology.leads:
+            save_causal_lm(model, path, self.codec.tokenizer)
+
+    def keep_scalar(self, model: ScalarModel | SharedCritic, path: Path) -> None:
+        """Write a reward or value model, in the first process."""
+        if self.topology.leads:
+            model.save(path, self.codec.tokenizer)
 
     def engine(self, model: PreTrainedModel) -> KVEngine:
         return KVEngine(model, eos_id=self.codec.eos_id, pad_id=self.codec.pad_id)

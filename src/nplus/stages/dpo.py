@@ -12,7 +12,6 @@ from nplus.algorithms import preference
 from nplus.batches import Objective, PairBatch
 from nplus.data.collate import WIDTH_MULTIPLE, PairRow, pair_batch, pair_rows
 from nplus.evaluation.accuracy import margin_records
-from nplus.models.files import save_causal_lm
 from nplus.records import Comparison, read_records, write_records
 from nplus.runs import StageDir
 from nplus.stages.compute import for_training, forward_precision
@@ -111,5 +110,5 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     margins = implicit_margins(policy.eval(), reference, held, ctx)
     write_records(where.margins, margin_records(held, margins))
     results |= validation_reports(held, margins)
-    save_causal_lm(policy, where.model, ctx.codec.tokenizer)
+    ctx.keep(policy, where.model)
     return results

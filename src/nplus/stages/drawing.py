@@ -52,12 +52,23 @@ def draw(
     size: int,
     ticker: Ticker | None = None,
 ) -> list[Drawn]:
-    """One response per prompt, in order. `name` names the noise, with each prompt's id."""
-    work = float(model.num_parameters() * len(prompts) * sampling.response_length)
-    own = ctx.engine(model)
+    """One response per prompt, in order. `name` names the noise, with each prompt's id.
+
+    Several processes share the prompts out, and each returns all responses.
+    """
+    ranks = ctx.topology
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].query))
+    places = [by_length[rank :: ranks.world] for rank in range(ranks.world)]
+    own = [prompts[i] for i in places[ranks.rank]]
+    work = float(model.num_parameters() * len(own) * sampling.response_length)
+    engine = ctx.engine(model)
     shared = in_halves(ctx.config.compute, ctx.device, ctx.config.model, work / DRAWN_ALIKE)
-    with halved(own) if shared else nullcontext(own) as engine:
-        return _draw(engine, prompts, sampling, ctx, name=name, size=size, ticker=ticker)
+    with halved(engine) if shared else nullcontext(engine) as used:
+        found = _draw(used, own, sampling, ctx, name=name, size=size, ticker=ticker)
+    drawn: dict[int, Drawn] = {}
+    for index, part in zip(places, ranks.collectives.gather(found), strict=True):
+        drawn |= dict(zip(index, part, strict=True))
+    return [drawn[i] for i in range(len(prompts))]
 
 
 def _draw(

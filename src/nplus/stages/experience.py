@@ -99,6 +99,27 @@ class Experience:
         )
         return joined(parts, own + others, pad_id=self.ctx.codec.pad_id)
 
+    def gather_over_ranks(
+        self,
+        posts: list[Demonstration],
+        step: int,
+        beside: Beside[PPOBatch] | None,
+        on_part: Callable[[str], None],
+    ) -> ValuedRollout:
+        """The same of all processes, in each: they share the prompts out and tell each other."""
+        ranks, device = self.ctx.topology, self.ctx.device
+        order = sorted(range(len(posts)), key=lambda i: len(posts[i].query))
+        places = [order[rank :: ranks.world] for rank in range(ranks.world)]
+        if ranks.world == 1:
+            return self.gather_in_halves(posts, step, beside, on_part)
+        own = [posts[i] for i in places[ranks.rank]]
+        found = self.gather_in_halves(own, step, beside, on_part).to("cpu") if own else None
+        parts = [part for part in ranks.collectives.gather(found) if part is not None]
+        together = joined(
+            parts, [i for of_one in places for i in of_one], pad_id=self.ctx.codec.pad_id
+        )
+        return together.to(device)
+
 
 def readable(
     rollout: Rollout, responses: list[str], posts: list[Demonstration]

@@ -18,23 +18,22 @@ from nplus.config import PPOConfig
 from nplus.config.batch_plan import BatchPlan, batch_plan
 from nplus.metrics import Mean, Metric, merge, values
 from nplus.models.critic import SharedCritic
-from nplus.models.files import save_causal_lm
 from nplus.models.lm import response_logprobs
 from nplus.models.scalar import ScalarModel
-from nplus.records import Demonstration
+from nplus.records import Demonstration, StopError
 from nplus.rollout import Critic, spare_columns, texts
 from nplus.runs import StageDir
 from nplus.seeding import epoch_order
 from nplus.stages.compute import for_training, forward_precision, in_halves, seed_dropout
 from nplus.stages.context import Clock, Context
 from nplus.stages.experience import Experience, prompts_of, readable
+from nplus.stages.keeping import Keeper
 from nplus.stages.scorers import Gold
-from nplus.training.checkpoint import resume, save_checkpoint
 from nplus.training.optim import Optimizer, schedule
-from nplus.training.update import Beside, update
+from nplus.training.update import Beside, NonFiniteLossError, update
 
 
-class KLStopError(RuntimeError):
+class KLStopError(StopError):
     """The policy drifted further than `ppo.target_kl_stop` allows."""
 
 
@@ -43,15 +42,14 @@ def minibatches(
     cfg: PPOConfig,
     seed: int,
     step: int,
-    all_sum: Callable[[Tensor], Tensor] = lambda x: x,
-    in_halves: bool = False,
+    hands: int = 1,
     positions: str = "real",
 ) -> Iterator[list[PPOBatch]]:
     """Every epoch a fresh permutation, split into minibatches, each into micro-batches (Detail G1).
 
     Within a minibatch rows are sorted by length: the sums do not care, the padding does. A mean of
     micro-batch means (`normalise=micro`) does care, and keeps the permutation's order; else there
-    are two micro-batches at least for work `in_halves`.
+    is a micro-batch at least for each of `hands` processes.
     """
     whitens = cfg.whiten_advantages and cfg.whitening_scope == "minibatch"
     size = len(batch) // cfg.num_mini_batches
@@ -63,10 +61,10 @@ def minibatches(
                 index = index[torch.argsort(lengths_B[index].cpu(), stable=True)]
             minibatch = batch.rows(index)
             if whitens:
-                minibatch = ppo.whitened(minibatch, cfg, all_sum)
+                minibatch = ppo.whitened(minibatch, cfg)
             rows = cfg.micro_batch_size
-            if cfg.normalise == "global" and in_halves:
-                rows = min(rows, -(-len(minibatch) // 2))
+            if cfg.normalise == "global":
+                rows = min(rows, -(-len(minibatch) // hands))
             micros = minibatch.split(rows)
             yield [trimmed(micro) for micro in micros] if positions == "real" else list(micros)
 
@@ -86,25 +84,36 @@ def train_on(
     ctx: Context,
     step: int,
     beside: Beside[PPOBatch] | None = None,
+    keeper: Keeper | None = None,
 ) -> tuple[dict[str, Metric], dict[str, float]]:
-    """All optimiser steps of one update; also the figures of the first, before it moved."""
+    """All optimiser steps of one update; also the figures of the first, before it moved.
+
+    `keeper` leaves out a step that is not finite; without one that is a NonFiniteLossError.
+    """
     cfg = ctx.config.ppo
     loss = objectives(policy, critic, ctx)
     metrics: dict[str, Metric] = {}
     first: dict[str, float] = {}
     ratios: list[float] = []
-    all_sum = ctx.topology.collectives.sum
-    plan = {"in_halves": beside is not None, "positions": ctx.config.model.positions}
-    for micros in minibatches(batch, cfg, ctx.seed, step, all_sum, **plan):
-        found = update(
-            micros,
-            counts=ppo.counts,
-            objectives=loss,
-            optimizers=list(optimizers.values()),
-            normalise=cfg.normalise,
-            all_sum=all_sum,
-            beside=beside,
-        )
+    hands = ctx.topology.world * (1 if beside is None else 2)
+    for micros in minibatches(batch, cfg, ctx.seed, step, hands, ctx.config.model.positions):
+        try:
+            found = update(
+                micros,
+                counts=ppo.counts,
+                objectives=loss,
+                optimizers=list(optimizers.values()),
+                normalise=cfg.normalise,
+                topology=ctx.topology,
+                beside=beside,
+            )
+        except NonFiniteLossError as error:
+            if keeper is None:
+                raise
+            keeper.skip(step, error, micros)
+            continue
+        if keeper is not None:
+            keeper.moved()
         metrics = merge([metrics, found])
         ratios.append(found["val/ratio"].value)
         if not first:
@@ -198,6 +207,8 @@ class Trainer:
     beside: Beside[PPOBatch] | None = None
     considered: bool = False
     """Whether it has been looked at if two processes pay."""
+    keeper: Keeper | None = None
+    """Keeps what `run` does; None for single updates."""
 
     @classmethod
     def start(cls, ctx: Context, posts: list[Demonstration], gold: Gold | None) -> Self:
@@ -246,7 +257,7 @@ class Trainer:
         queries = [post.query for post in prompts_of(self.posts, cfg, ctx, 0)]
         tokens = sum(map(len, ctx.codec.encode_queries(queries)))
         tokens += cfg.batch_size * cfg.sampling.response_length
-        work = self.policy.num_parameters() * tokens / cfg.num_mini_batches
+        work = self.policy.num_parameters() * tokens / cfg.num_mini_batches / ctx.topology.world
         if in_halves(ctx.config.compute, ctx.device, ctx.config.model, work):
             self.beside = Beside(
                 objectives(self.policy, self.critic, ctx),
@@ -256,16 +267,16 @@ class Trainer:
 
     def update(self, step: int) -> Updated:
         """Sample, score, credit, train: update `step` (0-based) of the plan."""
-        ctx, cfg, all_sum = self.ctx, self.ctx.config.ppo, self.ctx.topology.collectives.sum
+        ctx, cfg = self.ctx, self.ctx.config.ppo
         clock = Clock()
-        seed_dropout(ctx.config.model, ctx.seed, "ppo", step)
+        seed_dropout(ctx.config.model, ctx.seed, "ppo", step, ctx.topology.rank)
         posts = prompts_of(self.posts, cfg, ctx, step)
         if not self.considered:
             self._share()
-        valued = self.experience().gather_in_halves(posts, step, self.beside, clock.lap)
+        valued = self.experience().gather_over_ranks(posts, step, self.beside, clock.lap)
         rollout = valued.rollout
         responses = texts(rollout.generation, ctx.codec.decode_response)
-        batch, metrics = ppo.credit(valued, cfg, all_sum, kl_coef=self.kl.value)
+        batch, metrics = ppo.credit(valued, cfg, kl_coef=self.kl.value, parts=ctx.topology.world)
         if self.gold is not None:
             judged = [
                 self.gold.judge(post.id, text).total
@@ -278,7 +289,7 @@ class Trainer:
         )
         lr, _ = (optimizer.set_factor(factor) for optimizer in self.optimizers.values())
         train_metrics, first_minibatch = train_on(
-            batch, self.policy, self.critic, self.optimizers, ctx, step, self.beside
+            batch, self.policy, self.critic, self.optimizers, ctx, step, self.beside, self.keeper
         )
         clock.lap("update")
         found = {
@@ -301,9 +312,13 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     """
     cfg = ctx.config.ppo
     trainer = Trainer.start(ctx, ctx.data.demonstrations("train"), ctx.gold())
-    updates, modules, optimizers = trainer.plan.updates, trainer.modules(), trainer.optimizers
-    first = resume(where, modules=modules, optimizers=optimizers)
-    with closing(trainer), ctx.progress("ppo", updates - first, "update") as bar:
+    updates = trainer.plan.updates
+    keeper = trainer.keeper = Keeper(
+        where, ctx, trainer.modules(), trainer.optimizers, cfg.save_steps, cfg.optim.max_skips
+    )
+    first = keeper.begin()
+    progress = ctx.progress("ppo", updates - first, "update")
+    with closing(trainer), progress as bar, ctx.stop.deferred():
         for step in range(first, updates):
             found = trainer.update(step)
             where.journal(step + 1, found.metrics)
@@ -317,12 +332,9 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
                 tok_s=found.metrics["tokens_per_second"],
             )
             _check_kl(kl, cfg, step)
-            if cfg.save_steps and (step + 1) % cfg.save_steps == 0:
-                save_checkpoint(
-                    where.checkpoints, step + 1, modules=modules, optimizers=optimizers, cursor={}
-                )
-    save_causal_lm(trainer.policy, where.model, ctx.codec.tokenizer)
-    trainer.critic.save(where.critic, ctx.codec.tokenizer)
+            keeper.after(step + 1)
+    ctx.keep(trainer.policy, where.model)
+    ctx.keep_scalar(trainer.critic, where.critic)
     return {"updates": updates, **_verdict(where)}
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from nplus.data.collate import sequence_rows
-from nplus.models.files import save_causal_lm
 from nplus.models.toy import build_toy
 from nplus.runs import StageDir
 from nplus.stages.context import Context
@@ -38,5 +37,5 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
         response_weight=cfg.summary_weight,
         pad_id=codec.pad_id,
     )
-    save_causal_lm(model, where.model, codec.tokenizer)
+    ctx.keep(model, where.model)
     return {**results, "rows": len(rows), "parameters": sum(p.numel() for p in model.parameters())}

@@ -177,5 +177,5 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     results |= validation_reports(held, found)
     gold = ctx.gold()
     results["validation"]["gold_accuracy"] = gold_accuracy(held, scores, gold) if gold else None
-    model.save(where.model, ctx.codec.tokenizer)
+    ctx.keep_scalar(model, where.model)
     return results

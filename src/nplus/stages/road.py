@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from transformers.utils.logging import disable_progress_bar
 from nplus.config import RunConfig
 from nplus.config.profiles import told
 from nplus.data.tokens import Codec
+from nplus.distributed.topology import Topology, connected
 from nplus.engines.api import require_judge
 from nplus.models.files import model_source, require_weights
 from nplus.records import InputError
-from nplus.runs import Pipeline, RunRoot, StageDir, alone_in, content_hash
+from nplus.runs import Pipeline, RunRoot, StageDir, Stop, alone_in, content_hash
 from nplus.stages import data, dpo, evaluate, label, ppo, pretrain, reward, sample, sft
-from nplus.stages.compute import resolve_device
+from nplus.stages.compute import device_name, resolve_device
 from nplus.stages.context import Context
 from nplus.stages.copying import require_copying
+from nplus.stages.ranks import Follower, dismiss, lead, telling
 from nplus.stages.tuning.settle import Settled, settle
 
 VERSIONS = {
@@ -110,14 +113,54 @@ def run_road(
     root = RunRoot(out)
     root.open(config.recipe)
     preflight(config)
-    with alone_in(out):
+    console = console or Console()
+    stop = Stop(lambda note: console.print(note, style="yellow"))
+    with stop.listening(), alone_in(out):
         root.open(config.recipe)  # again: another may have been at work in it until now
-        _run_stages(root, settle(config, root.autos()), names, until, console or Console())
+        settled = settle(config, root.autos())
+        with connected(device_name(settled.config.compute)) as topology:
+            lead(topology, settled, out)
+            _run_stages(root, settled, names, until, console, topology, stop)
     return root
 
 
+def follow_road(config: RunConfig) -> None:
+    """Do the stages of another process's `run_road` with it: of `config`, but for what that one
+    has settled."""
+    stop = Stop()
+    with stop.listening(), connected(device_name(config.compute)) as topology:
+        follower = Follower.of(topology)
+        config = follower.settled.config
+        disable_progress_bar()
+        device = resolve_device(config.compute)
+        ctx = Context(config, device, Console(quiet=True), follower.dirs, topology, stop)
+        follower.run(stage_functions(ctx))
+
+
+def stage_functions(ctx: Context) -> dict[str, Callable[[StageDir], Any]]:
+    """Every stage by name; those in `TOGETHER` are run by all processes at once."""
+    alone = replace(ctx, topology=Topology())
+    return {
+        "data": lambda where: data.run(where, ctx.config),
+        "pretrain": lambda where: pretrain.run(where, ctx),
+        "sft": lambda where: sft.run(where, ctx),
+        "sample": lambda where: sample.run(where, ctx),
+        "label": lambda where: label.run(where, alone),
+        "reward": lambda where: reward.run(where, ctx),
+        "ppo": lambda where: ppo.run(where, ctx),
+        "dpo": lambda where: dpo.run(where, ctx),
+        "evaluate": lambda where: evaluate.run(where, alone),
+    }
+
+
 def _run_stages(
-    root: RunRoot, settled: Settled, names: Sequence[str], until: str | None, console: Console
+    root: RunRoot,
+    settled: Settled,
+    names: Sequence[str],
+    until: str | None,
+    console: Console,
+    topology: Topology,
+    stop: Stop,
 ) -> None:
     config = settled.config
     device = resolve_device(config.compute)
@@ -133,20 +176,10 @@ def _run_stages(
         device=str(device),
         compute=settled.line,
         auto={**root.autos(), **settled.autos},
-        on_stage=_announce(console, config),
+        on_stage=telling(topology, _announce(console, config)),
     )
-    ctx = Context(config=config, device=device, console=console, dirs=pipeline.dirs)
-    stages: dict[str, Callable[[StageDir], Any]] = {
-        "data": lambda where: data.run(where, config),
-        "pretrain": lambda where: pretrain.run(where, ctx),
-        "sft": lambda where: sft.run(where, ctx),
-        "sample": lambda where: sample.run(where, ctx),
-        "label": lambda where: label.run(where, ctx),
-        "reward": lambda where: reward.run(where, ctx),
-        "ppo": lambda where: ppo.run(where, ctx),
-        "dpo": lambda where: dpo.run(where, ctx),
-        "evaluate": lambda where: evaluate.run(where, ctx),
-    }
+    ctx = Context(config, device, console, pipeline.dirs, topology, stop)
+    stages = stage_functions(ctx)
     for name in names:
         inputs = {role: role for role in INPUTS.get(name, ()) if role in names}
         if name == "data":
@@ -158,6 +191,7 @@ def _run_stages(
             require_copying(pipeline.dirs["sft"], config.sft.copy_gate)
         if name == until:
             break
+    dismiss(topology)
 
 
 def _announce(console: Console, config: RunConfig) -> Callable[[str, StageDir, str], None]:

@@ -12,7 +12,6 @@ from nplus.algorithms import supervised
 from nplus.batches import Objective, TokenBatch
 from nplus.config import BatchConfig, OptimConfig
 from nplus.data.collate import WIDTH_MULTIPLE, sequence_rows, token_batch
-from nplus.models.files import save_causal_lm
 from nplus.runs import StageDir
 from nplus.stages.compute import for_training, forward_precision
 from nplus.stages.context import Context
@@ -123,5 +122,5 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
         pad_id=ctx.codec.pad_id,
         loss_on=cfg.loss_on,
     )
-    save_causal_lm(model, where.model, ctx.codec.tokenizer)
+    ctx.keep(model, where.model)
     return {**results, "rows": len(demonstrations), **copy_test(model, where, ctx)}

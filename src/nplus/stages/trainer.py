@@ -18,9 +18,9 @@ from nplus.runs import StageDir
 from nplus.seeding import take
 from nplus.stages.compute import in_halves, seed_dropout
 from nplus.stages.context import Context
-from nplus.training.checkpoint import resume, save_checkpoint
+from nplus.stages.keeping import Keeper
 from nplus.training.optim import Optimizer, schedule
-from nplus.training.update import Beside, update
+from nplus.training.update import Beside, NonFiniteLossError, update
 
 Row = TypeVar("Row")
 
@@ -72,10 +72,14 @@ class Trainer(Generic[Row, Micro]):
         self.optimizer = Optimizer(self.model.named_parameters(), self.optim)
         self.parameters = sum(p.numel() for p in self.model.parameters())
 
-    def step(self, number: int) -> dict[str, float]:
-        """Optimiser step `number` (0-based); its metrics, the learning rate and the time."""
+    def step(self, number: int, keeper: Keeper | None = None) -> dict[str, float] | None:
+        """Optimiser step `number` (0-based); its metrics, the learning rate and the time.
+
+        None for a step that `keeper` has left out; without one that is a NonFiniteLossError.
+        """
         began = time.monotonic()
-        seed_dropout(self.ctx.config.model, self.ctx.seed, self.name, number)
+        ranks = self.ctx.topology
+        seed_dropout(self.ctx.config.model, self.ctx.seed, self.name, number, ranks.rank)
         size = min(self.batch.batch_size, len(self.rows))
         start = number * self.batch.batch_size
         if self.order is None:
@@ -87,28 +91,40 @@ class Trainer(Generic[Row, Micro]):
             self.optim.lr_scheduler_type, number, self.total, warmup=self.optim.warmup_steps
         )
         lr = self.optimizer.set_factor(factor)
-        metrics = update(
-            micros,
-            counts=self.counts,
-            objectives=[self.objective],
-            optimizers=[self.optimizer],
-            beside=self._beside() if shared else None,
-        )
+        try:
+            metrics = update(
+                micros,
+                counts=self.counts,
+                objectives=[self._on_device],
+                optimizers=[self.optimizer],
+                topology=ranks,
+                beside=self._beside() if shared else None,
+            )
+        except NonFiniteLossError as error:
+            if keeper is None:
+                raise
+            keeper.skip(number, error, micros)
+            return None
         return {**values(metrics), "lr": lr, **self.timing(micros, time.monotonic() - began)}
 
+    def _on_device(self, micro: Micro) -> Objective:
+        return self.objective(micro.to(self.ctx.device))
+
     def _micros(self, rows: list[Row]) -> tuple[list[Micro], bool]:
-        """Micro-batches, and whether two processes share them: then there are some for each."""
+        """Micro-batches of the step, for all processes, and whether two share those of this one:
+        there are some for each."""
         cfg, size = self.ctx.config, min(self.batch.micro_batch_size, len(rows))
-        micros = self.micro_batches(rows, size)
-        work = self.parameters * sum(micro.slots for micro in micros)
+        micros, hands = self.micro_batches(rows, size), self.ctx.topology.world
+        work = self.parameters * sum(micro.slots for micro in micros) / hands
         shared = in_halves(cfg.compute, self.ctx.device, cfg.model, work)
-        if shared and len(micros) == 1:
-            micros = self.micro_batches(rows, -(-len(rows) // 2))
-        return [micro.to(self.ctx.device) for micro in micros], shared
+        hands *= 2 if shared else 1
+        if len(micros) < hands:
+            micros = self.micro_batches(rows, -(-len(rows) // hands))
+        return micros, shared
 
     def _beside(self) -> Beside[Micro]:
         if self.beside is None:
-            self.beside = Beside([self.objective], [self.optimizer])
+            self.beside = Beside([self._on_device], [self.optimizer])
         return self.beside
 
     def close(self) -> None:
@@ -126,18 +142,14 @@ class Trainer(Generic[Row, Micro]):
 
     def _run(self, where: StageDir, save_steps: int, shown: Mapping[str, str]) -> dict[str, float]:
         modules, optimizers = {self.part: self.model}, {self.part: self.optimizer}
-        first = resume(where, modules=modules, optimizers=optimizers)
-        with self.ctx.progress(self.name, self.total - first) as bar:
+        keeper = Keeper(where, self.ctx, modules, optimizers, save_steps, self.optim.max_skips)
+        first = keeper.begin()
+        bar = self.ctx.progress(self.name, self.total - first)
+        with bar as ticker, self.ctx.stop.deferred():
             for number in range(first, self.total):
-                found = self.step(number)
-                where.journal(number + 1, found)
-                bar.tick(**{label: found[name] for label, name in shown.items()})
-                if save_steps and (number + 1) % save_steps == 0:
-                    save_checkpoint(
-                        where.checkpoints,
-                        number + 1,
-                        modules=modules,
-                        optimizers=optimizers,
-                        cursor={},
-                    )
+                if found := self.step(number, keeper):
+                    keeper.moved()
+                    where.journal(number + 1, found)
+                    ticker.tick(**{label: found[name] for label, name in shown.items()})
+                keeper.after(number + 1)
         return {"steps": self.total, "loss": where.last_metrics()["loss/train"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, Literal, NoReturn, TypeVar
 
@@ -12,13 +12,16 @@ from torch import Tensor
 
 from nplus.batches import Objective
 from nplus.distributed.partner import Partner, shared_like
-from nplus.metrics import Mean, Metric, merge
+from nplus.distributed.topology import Topology, dealt
+from nplus.metrics import Max, Mean, Metric, Sum, merge
 from nplus.training.optim import Optimizer
 
 Micro = TypeVar("Micro")
 Weighed = tuple[Micro, Mapping[str, float]]
 """A micro-batch, and what every term of its loss is divided by."""
 Normalise = Literal["global", "micro"]
+BUCKET = 1 << 24
+"""Numbers that go over the wire at once."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -26,22 +29,19 @@ class NonFiniteLossError(RuntimeError):
 
 
 def denominators(
-    counts: Sequence[Mapping[str, float]],
-    normalise: Normalise,
-    all_sum: Callable[[Tensor], Tensor],
+    counts: Sequence[Mapping[str, float]], normalise: Normalise
 ) -> list[dict[str, float]]:
     """What each micro-batch's sums are divided by, per term.
 
-    Detail G4: `global` divides by the count over all micro-batches and ranks, so the gradient does
-    not depend on how rows are split; `micro` is the paper's mean of micro-batch means.
+    Detail G4: `global` divides by the count over all micro-batches of all processes, so the
+    gradient does not depend on how rows are split; `micro` is the paper's mean of micro-batch
+    means.
     """
     if normalise == "micro":
-        parts = float(all_sum(torch.tensor(float(len(counts)), dtype=torch.float64)))
+        parts = len(counts)
         return [{name: max(c, 1e-30) * parts for name, c in part.items()} for part in counts]
-    names = list(counts[0])
-    totals = torch.tensor([sum(part[n] for part in counts) for n in names], dtype=torch.float64)
-    reduced = dict(zip(names, all_sum(totals).tolist(), strict=True))
-    return [{name: max(reduced[name], 1e-30) for name in names} for _ in counts]
+    totals = {name: max(sum(part[name] for part in counts), 1e-30) for name in counts[0]}
+    return [totals for _ in counts]
 
 
 class Beside(Generic[Micro]):
@@ -90,26 +90,38 @@ def update(
     objectives: Sequence[Callable[[Micro], Objective]],
     optimizers: Sequence[Optimizer],
     normalise: Normalise = "global",
-    all_sum: Callable[[Tensor], Tensor] = lambda x: x,
+    topology: Topology | None = None,
     beside: Beside[Micro] | None = None,
 ) -> dict[str, Metric]:
     """One optimiser step over a minibatch; returns its metrics, `loss/*` per term and `grad_norm`.
 
     `counts(micro)` tells every term's count from the masks alone, before any forward. The loss is
-    the sum of `objectives`. With `beside`, which has the same, two processes share the
-    micro-batches; its gradients are added to this one's. Raises NonFiniteLossError before stepping
-    when a loss or a gradient is not finite.
+    the sum of `objectives`. Every process of `topology` is given the whole minibatch, works on its
+    share and takes the same step. With `beside`, which has the same objectives, two processes share
+    this one's. Raises NonFiniteLossError before stepping, in all processes, when a loss or a
+    gradient is not finite.
     """
+    ranks = topology or Topology()
     sizes = [counts(micro) for micro in micros]
-    weighed = list(zip(micros, denominators(sizes, normalise, all_sum), strict=True))
+    weighed = list(zip(micros, denominators(sizes, normalise), strict=True))
+    loads = [sum(size.values()) for size in sizes]
+    share = ranks.share(loads)
+    metrics: dict[str, Metric] = {}
+    why = ""
     try:
-        if beside is None or len(micros) == 1:
-            metrics = accumulated(weighed, objectives)
+        if beside is None or len(share) < 2:
+            metrics = accumulated([weighed[i] for i in share], objectives)
         else:
-            own, other = _halves([sum(size.values()) for size in sizes])
-            metrics = beside.train([weighed[i] for i in own], [weighed[i] for i in other])
+            own, other = dealt([loads[i] for i in share], 2)
+            metrics = beside.train(
+                [weighed[share[i]] for i in own], [weighed[share[i]] for i in other]
+            )
     except NonFiniteLossError as error:
-        _give_up(str(error), optimizers)
+        why = str(error)
+    if ranks.world > 1:
+        metrics, why = _over_ranks(metrics, why, optimizers, ranks)
+    if why:
+        _give_up(why, optimizers)
     norms = [optimizer.clip() for optimizer in optimizers]
     if not all(math.isfinite(norm) for norm in norms):
         _give_up(f"the gradients' norms are {norms}", optimizers)
@@ -119,15 +131,55 @@ def update(
     return metrics
 
 
-def _halves(sizes: Sequence[float]) -> tuple[list[int], list[int]]:
-    """Which micro-batches each of two takes: the largest first, each to who has less to do."""
-    halves: tuple[list[int], list[int]] = ([], [])
-    load = [0.0, 0.0]
-    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        least = load.index(min(load))
-        halves[least].append(i)
-        load[least] += sizes[i]
-    return sorted(halves[0]), sorted(halves[1])
+def _over_ranks(
+    metrics: Mapping[str, Metric], why: str, optimizers: Sequence[Optimizer], ranks: Topology
+) -> tuple[dict[str, Metric], str]:
+    """The metrics of all processes, what is wrong in some, and in place the sums of gradients."""
+    parameters = [p for optimizer in optimizers for p in optimizer.parameters]
+    moved = [at for at, p in enumerate(parameters) if p.grad is not None]
+    told = ranks.collectives.gather(({k: _plain(v) for k, v in metrics.items()}, why, moved))
+    if wrong := [each for _, each, _ in told if each]:
+        return {}, wrong[0]
+    for at in sorted({at for _, _, of_one in told for at in of_one}):
+        if parameters[at].grad is None:
+            parameters[at].grad = torch.zeros_like(parameters[at])
+    sum_gradients([p for p in parameters if p.grad is not None], ranks.collectives.sum)
+    return merge([each for each, _, _ in told]), ""
+
+
+def sum_gradients(parameters: Sequence[Tensor], all_sum: Callable[[Tensor], Tensor]) -> None:
+    """Replace each gradient by its sum over processes, many of one type at a time."""
+    by_kind: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for p in parameters:
+        assert p.grad is not None
+        by_kind.setdefault((p.grad.dtype, p.grad.device), []).append(p.grad)
+    for grads in by_kind.values():
+        for bucket in _buckets(grads):
+            total = all_sum(torch.cat([grad.flatten() for grad in bucket]))
+            parts = total.split([grad.numel() for grad in bucket])
+            for grad, part in zip(bucket, parts, strict=True):
+                grad.copy_(part.view(grad.shape))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours together, up to `BUCKET` numbers."""
+    found: list[Tensor] = []
+    for tensor in tensors:
+        if found and sum(x.numel() for x in found) + tensor.numel() > BUCKET:
+            yield found
+            found = []
+        found.append(tensor)
+    if found:
+        yield found
+
+
+def _plain(metric: Metric) -> Metric:
+    """The same without tensors, which may lie on a device of their own."""
+    if isinstance(metric, Mean):
+        return Mean(float(metric.sum), float(metric.count))
+    if isinstance(metric, Max):
+        return Max(float(metric.largest))
+    return Sum(float(metric.total))
 
 
 def accumulated(
