@@ -1,5 +1,12 @@
 """A tiny network with visible structure, and what a stage's functions are given, without a run."""
 
+import os
+import pickle
+import threading
+import traceback
+from itertools import count
+from multiprocessing import Pipe
+
 import pytest
 import torch
 from rich.console import Console
@@ -7,6 +14,7 @@ from transformers import GPTNeoXForCausalLM
 
 from nplus.batches import PromptBatch
 from nplus.config import RunConfig
+from nplus.distributed.topology import Topology, connected
 from nplus.models.toy import toy_config
 from nplus.recipes import recipe
 from nplus.seeding import stream, uniform_grid
@@ -61,17 +69,60 @@ def uniforms_for():
 def stage_context():
     """`stage_context(ppo={...}, sft={...})`: the context of a run of the tiny toy, changed."""
 
-    def build(codec=None, **changed):
+    def build(codec=None, topology=None, **changed):
         tree = recipe("toy:tiny").model_dump()
         for name, keys in changed.items():
             tree[name] = tree[name] | keys if isinstance(keys, dict) else keys
         config = RunConfig.model_validate(tree)
-        ctx = Context(config, torch.device("cpu"), Console(quiet=True), dirs={})
+        ctx = Context(config, torch.device("cpu"), Console(quiet=True), {}, topology or Topology())
         if codec is not None:
             ctx.codec = codec
         return ctx
 
     return build
+
+
+@pytest.fixture
+def in_ranks(tmp_path):
+    """`in_ranks(world, work)`: what `work(topology)` returns in each of `world` forked processes,
+    connected by gloo. It must return what plain pickle can carry, and no tensors."""
+    calls = count()
+
+    def run(world, work):
+        told = {"init_method": f"file://{tmp_path}/ranks-{next(calls)}", "world_size": world}
+        pipes = []
+        for rank in range(world):
+            ours, theirs = Pipe(duplex=False)
+            pid = os.fork()
+            if pid == 0:
+                _one_rank(theirs, work, {**told, "rank": rank})
+            theirs.close()
+            pipes.append((pid, ours))
+        found = [pickle.loads(ours.recv_bytes()) for _, ours in pipes]
+        for pid, _ in pipes:
+            os.waitpid(pid, 0)
+        for worked, what in found:
+            assert worked, what
+        return [what for _, what in found]
+
+    return run
+
+
+def _one_rank(pipe, work, told):
+    def go():
+        try:
+            torch.set_num_threads(1)
+            with connected(**told) as topology:
+                answer = True, work(topology)
+        except BaseException:
+            answer = False, traceback.format_exc()
+        pipe.send_bytes(pickle.dumps(answer))
+
+    # OpenMP's threads were not forked, and only a thread of our own knows that they are gone.
+    thread = threading.Thread(target=go)
+    thread.start()
+    thread.join()
+    os._exit(0)
 
 
 @pytest.fixture

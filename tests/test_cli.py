@@ -74,7 +74,7 @@ def test_the_options_of_a_command_stay_a_handful():
         for name, command in _commands().items()
     }
     assert options == {
-        "run": {"--set", "--config", "--out", "--seed", "--until"},
+        "run": {"--set", "--config", "--out", "--seed", "--until", "--processes"},
         "check": {"--set", "--config", "--seed", "--world-size"},
         "recipes": set(),
         "report": set(),

@@ -43,7 +43,7 @@ ALLOWED = {
     "data": "records batches config seeding",
     "models": "ops batches config records",
     "algorithms": "ops batches metrics config records",
-    "training": "ops batches metrics config runs distributed",
+    "training": "ops batches metrics config records runs distributed",
     "distributed": "batches metrics config",
     "engines": "ops batches config records seeding models distributed",
     "rollout": "engines models ops batches config records",
@@ -52,7 +52,7 @@ ALLOWED = {
     "algorithms training distributed engines rollout evaluation",
     "recipes": "config records",
     "report": "records runs stats details",
-    "cli": "config records recipes runs details glossary stages report",
+    "cli": "config records recipes runs details glossary distributed stages report",
     "__main__": "cli",
 }
 

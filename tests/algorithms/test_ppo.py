@@ -14,7 +14,6 @@ from nplus.algorithms import ppo
 from nplus.batches import Generation, PromptBatch, Rollout, ValuedRollout
 from nplus.config import OptimConfig, PPOConfig
 from nplus.metrics import Mean
-from nplus.ops.masking import Moments
 from nplus.ops.responses import contains_eos, response_mask_BR, value_mask_BR
 from nplus.training.optim import Optimizer
 from nplus.training.update import update
@@ -127,22 +126,6 @@ def test_score_on_the_eos_takes_the_value_after_it_away():
     batch, _ = credit(PPOConfig(score_step="eos", value_mask="response", whiten_advantages=False))
     near(batch.advantages_BR[0], [1.19795, 1.061, 0.58, 0, 0])
     assert torch.equal(batch.value_mask_BR, batch.response_mask_BR)
-
-
-def test_whitening_over_two_ranks_is_whitening_of_the_whole():
-    parts = [slice(0, 1), slice(1, 3)]
-
-    def of(part):
-        rows = (TOKENS, SCORES, LOGP, REF, VALUES)
-        return valued(*(x[part] for x in rows))
-
-    told: list[torch.Tensor] = []
-    for part in parts:
-        ppo.credit(of(part), PPOConfig(), lambda x: told.append(x) or x)
-    assert [tuple(x.shape) for x in told] == [(len(Moments._fields),)] * 2
-    total = sum(told)
-    found = [ppo.credit(of(part), PPOConfig(), lambda _: total)[0].advantages_BR for part in parts]
-    near(torch.cat(found), WHITENED)
 
 
 @pytest.mark.detail("E8")

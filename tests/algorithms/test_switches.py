@@ -80,12 +80,20 @@ def test_eps_under_the_root():
         whiten(x, mask, masked_moments(x, mask), eps_mode="none")
 
 
-def test_whitening_of_each_rank_asks_no_other_rank():
-    asked = []
-    for scope, reductions in (("rank", 0), ("global", 2)):
-        cfg = PPOConfig(whitening_scope=scope, whiten_rewards=True)
-        ppo.credit(valued(), cfg, lambda x: asked.append(x) or x)
-        assert len(asked) == reductions
+@pytest.mark.detail("F7")
+def test_whitening_of_each_process():
+    cfg = PPOConfig(whitening_scope="rank")
+    raw, _ = ppo.credit(valued(), PPOConfig(whiten_advantages=False))
+    parted, _ = ppo.credit(valued(), cfg, parts=2)
+    for rows in (slice(0, 2), slice(2, 4)):
+        some = raw.advantages_BR[rows][raw.response_mask_BR[rows]].double().numpy()
+        expected = (some - some.mean()) / np.sqrt(some.var() + 1e-8)
+        found = parted.advantages_BR[rows][raw.response_mask_BR[rows]]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    alone, _ = ppo.credit(valued(), cfg)
+    together, _ = ppo.credit(valued(), PPOConfig(), parts=2)
+    assert torch.equal(alone.advantages_BR, together.advantages_BR)
+    assert not torch.equal(parted.advantages_BR, alone.advantages_BR)
 
 
 @pytest.mark.detail("F7")

@@ -3,83 +3,24 @@
 import pytest
 import torch
 
-from nplus.algorithms import ppo
 from nplus.batches import PromptBatch
 from nplus.config import SamplingConfig
-from nplus.config.batch_plan import batch_plan
-from nplus.data.tokens import TextRules
 from nplus.engines.halves import halved, halves
 from nplus.engines.kv import KVEngine
-from nplus.models.scalar import ScalarModel
-from nplus.records import Demonstration
 from nplus.stages import compute
-from nplus.stages import ppo as stage
-from nplus.training.optim import Optimizer
 
 UPDATES = 8
-
-
-class Ids:
-    """A tokenizer of single letters."""
-
-    eos_id, pad_id, rules = 0, 1, TextRules()
-
-    def encode_queries(self, queries):
-        return [[2 + ord(letter) % 59 for letter in query] for query in queries]
-
-    def decode_response(self, ids):
-        return " ".join(map(str, ids))
-
-
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 @pytest.fixture
-def trainer(tiny_causal, stage_context, monkeypatch):
+def trainer(ppo_trainer_of, monkeypatch):
     """`trainer(side_by_side, **ppo)`: float64, ragged prompts and responses."""
     monkeypatch.setattr(compute, "WORTH_SHARING", 0)
     made = []
 
     def build(side_by_side, **changed):
-        settings = {
-            "batch_size": 6,
-            "micro_batch_size": 3,
-            "num_mini_batches": 2,
-            "total_episodes": 6 * UPDATES,
-            "num_ppo_epochs": 2,
-            "optim": {"learning_rate": 3e-3},
-            "sampling": {"response_length": 7},
-            **changed,
-        }
-        ctx = stage_context(
-            codec=Ids(),
-            compute={"side_by_side": side_by_side},
-            data={"max_response_tokens": 6},
-            ppo=settings,
-        )
-        cfg = ctx.config.ppo
-        policy, reference = (tiny_causal().double() for _ in range(2))
-        reward_model = ScalarModel.from_causal(tiny_causal(2).double(), pad_id=Ids.pad_id, seed=5)
-        critic = reward_model.copy()
-        queries = ["abcdefghi"[: 1 + i % 9] + str(i) for i in range(11)]
-        posts = [Demonstration(f"p{i}", query, "", {}) for i, query in enumerate(queries)]
-        made.append(
-            stage.Trainer(
-                ctx=ctx,
-                plan=batch_plan(cfg),
-                posts=posts,
-                policy=policy,
-                reference=reference.requires_grad_(False),
-                reward_model=reward_model.requires_grad_(False),
-                critic=critic.requires_grad_(True),
-                optimizers={
-                    "policy": Optimizer(policy.named_parameters(), cfg.optim),
-                    "critic": Optimizer(critic.named_parameters(), cfg.optim),
-                },
-                kl=ppo.KLController(cfg.kl_coef, target=None, horizon=None),
-                gold=None,
-            )
-        )
+        made.append(ppo_trainer_of(compute={"side_by_side": side_by_side}, **changed))
         return made[-1]
 
     yield build

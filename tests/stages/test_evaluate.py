@@ -453,8 +453,7 @@ def test_a_comparison_with_an_older_verdict_is_kept_but_not_shown(copied, tmp_pa
     compare(copied, file, Console(quiet=True))
     assert "old.jsonl" in write_report(copied).read_text(encoding="utf-8")
     where = copied.stages()["evaluate"]
-    manifest = json.loads(where.manifest_path.read_text())
-    where.manifest_path.write_text(json.dumps({**manifest, "key": "1" * 64}))
+    replace(where.manifest(), key="1" * 64).write(where.manifest_path)
     assert "old.jsonl" not in write_report(copied).read_text(encoding="utf-8")
 
 

@@ -19,6 +19,7 @@ from nplus.runs import RunRoot, alone_in
 from nplus.stages import ppo as ppo_stage
 from nplus.stages import sft as sft_stage
 from nplus.stages import trainer as trainer_module
+from nplus.stages.context import Context
 from nplus.stages.copying import CopyGateError
 from nplus.stages.scorers import Gold, RewardScorer
 
@@ -449,7 +450,7 @@ def test_a_stage_broken_off_after_saving_its_model_runs_again(
     assert_same_weights(weights(again), weights(finished.stages()["sft"]))
 
 
-@pytest.mark.parametrize("point", ["save_causal_lm", "_verdict"])
+@pytest.mark.parametrize("point", [(Context, "keep"), (ppo_stage, "_verdict")])
 def test_ppo_broken_off_after_its_last_checkpoint_runs_to_the_same_end(
     point, copied, finished, road_config, drive, monkeypatch
 ):
@@ -459,7 +460,7 @@ def test_ppo_broken_off_after_its_last_checkpoint_runs_to_the_same_end(
         raise PowerCutError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ppo_stage, point, power_cut)
+        patch.setattr(*point, power_cut)
         with pytest.raises(PowerCutError):
             drive(road_config(), copied.path)
     resumed, whole = (
