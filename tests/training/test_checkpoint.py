@@ -8,12 +8,19 @@ from safetensors import safe_open
 
 import nplus.training.checkpoint as checkpoint
 from nplus.algorithms import supervised
-from nplus.config import OptimConfig
+from nplus.config import CheckpointConfig, OptimConfig
 from nplus.data.collate import token_batch
 from nplus.models.lm import sequence_logits
 from nplus.models.scalar import ScalarModel
+from nplus.records import InputError, StorageError
+from nplus.runs import StageDir
 from nplus.seeding import stream
-from nplus.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from nplus.training.checkpoint import (
+    Checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import update
 
@@ -125,6 +132,101 @@ def test_the_newest_replaces_the_older(tiny_causal, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step_000010"]
 
 
+def test_so_many_stay_as_are_asked_for(tmp_path):
+    for step in (1, 9, 10, 11):
+        save_checkpoint(tmp_path, step, modules={}, optimizers={}, cursor={}, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000010", "step_000011"]
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+@pytest.mark.parametrize(
+    "file", ["policy.safetensors", "critic.optimizer.safetensors", "cursor.json", "contents.json"]
+)
+def test_the_one_before_serves_where_the_newest_is_damaged(damage, file, tiny_causal, tmp_path):
+    training, where, notes = Training(tiny_causal, "adamw"), StageDir(tmp_path), []
+    training.run(0, 1)
+    kept = Checkpoints(
+        where, training.modules, training.optimizers, CheckpointConfig(), tell=notes.append
+    )
+    where.journal(1, {"loss": 1.0})
+    kept.save(1, skips=2)
+    state = {name: value.clone() for name, value in training.state().items()}
+    training.run(1, 2)
+    where.journal(2, {"loss": 0.5})
+    kept.save(2)
+    damage(where.checkpoints / "step_000002" / file)
+    assert kept.resume() == {"step": 1, "skips": 2}
+    assert_same(training.state(), state)
+    assert [row["step"] for row in where.journal_rows()] == [1]
+    assert len(notes) == 1
+    assert "step_000002: damaged" in notes[0]
+    assert file in notes[0]
+    assert '"damaged"' in where.journal_path.read_text()
+
+
+def test_when_every_checkpoint_is_damaged_the_user_decides(tiny_causal, tmp_path):
+    training, where = Training(tiny_causal, "adamw"), StageDir(tmp_path)
+    kept = Checkpoints(where, training.modules, training.optimizers, CheckpointConfig())
+    assert kept.resume() == {"step": 0}
+    for step in (1, 2):
+        kept.save(step)
+        flip(where.checkpoints / f"step_{step:06d}" / "policy.safetensors")
+    with pytest.raises(InputError, match=r"every checkpoint is damaged \(step_000002: policy"):
+        kept.resume()
+
+
+def test_a_journal_that_is_not_what_it_was_is_refused(tiny_causal, tmp_path):
+    training, where = Training(tiny_causal, "adamw"), StageDir(tmp_path)
+    kept = Checkpoints(where, training.modules, training.optimizers, CheckpointConfig())
+    where.journal(1, {"loss": 1.0})
+    kept.save(1)
+    where.journal(2, {"loss": 2.0})
+    kept.resume()  # what came after the checkpoint goes
+    assert [row["step"] for row in where.journal_rows()] == [1]
+    text = where.journal_path.read_text()
+    where.journal_path.write_text(text.replace("1.0", "1.5"))
+    with pytest.raises(InputError, match="not what they were at the checkpoint"):
+        kept.resume()
+
+
+def test_checkpoints_are_due_by_steps_and_by_time_but_take_a_share_at_most(tmp_path):
+    now = [0.0]
+    cfg = CheckpointConfig(seconds=60.0, share=0.02)
+    kept = Checkpoints(StageDir(tmp_path), {}, {}, cfg, save_steps=5, clock=lambda: now[0])
+    assert [step for step in range(1, 11) if kept.is_due(step)] == [5, 10]
+    now[0] = 60.0
+    assert kept.is_due(11)
+    kept.save(11)
+    assert not kept.is_due(12)
+    now[0] = 121.0
+    assert kept.is_due(12)
+
+    class Slow(torch.nn.Module):
+        def state_dict(self):
+            now[0] += 10.0  # a checkpoint that takes ten seconds
+            return {}
+
+    kept.modules = {"slow": Slow()}
+    kept.save(12)
+    now[0] += 499.0
+    assert not kept.is_due(13)
+    now[0] += 1.0
+    assert kept.is_due(13)
+    never = Checkpoints(StageDir(tmp_path), {}, {}, CheckpointConfig(seconds=None))
+    never.next = -1.0
+    assert not never.is_due(100)
+
+
 @pytest.mark.parametrize("moment", ["while writing", "before the rename"])
 def test_the_old_checkpoint_stands_until_the_new_one_does(
     moment, tiny_causal, tmp_path, monkeypatch
@@ -143,8 +245,9 @@ def test_the_old_checkpoint_stands_until_the_new_one_does(
             patch.setattr(checkpoint, "save_file", power_cut)
         else:
             patch.setattr(Path, "rename", power_cut)
-        with pytest.raises(OSError, match="power cut"):
+        with pytest.raises(StorageError, match=r"power cut.*step_000001 stands\. Make room"):
             training.save(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
     assert latest_checkpoint(tmp_path) == old
     fresh = Training(tiny_causal, "adamw", seed=5)
     fresh.load(old)

@@ -87,16 +87,23 @@ def contents_of(folder: Path, without: Path | None = None) -> Contents:
     return found
 
 
-def damage(folder: Path, contents: str) -> str:
-    """What is wrong with a folder whose file `contents` was written from `contents_of`; empty where
-    all is well."""
+def write_contents(folder: Path, name: str) -> None:
+    """Have the file `name` in `folder` tell all files that are there now, and its own hash."""
+    found = contents_of(folder)
+    write_json(folder / name, {"files": found, "digest": key_of(found)})
+
+
+def damage(folder: Path, name: str) -> str:
+    """What is wrong with a folder of `write_contents`; empty where all is well."""
     try:
-        told = json.loads((folder / contents).read_text(encoding="utf-8"))
-        return differences(folder, told)
+        told = json.loads((folder / name).read_text(encoding="utf-8"))
+        if told["digest"] == key_of(told["files"]):
+            return differences(folder, told["files"])
     except OSError as error:
-        return f"{contents}: {error.strerror}"
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return f"{contents} is not what was written"
+        return f"{name}: {error.strerror}"
+    except (ValueError, TypeError, KeyError):
+        pass
+    return f"{name} is not what was written"
 
 
 def differences(folder: Path, told: Mapping[str, Mapping[str, Any]]) -> str:

@@ -23,7 +23,7 @@ from nplus.config import CheckpointConfig
 from nplus.distributed.topology import Topology
 from nplus.records import InputError, StorageError
 from nplus.runs import StageDir
-from nplus.runs.manifest import contents_of, damage, sync, write_json
+from nplus.runs.manifest import damage, sync, write_contents, write_json
 from nplus.training.optim import Optimizer
 
 CONTENTS = "contents.json"
@@ -55,7 +55,7 @@ def save_checkpoint(
         write_json(aside / "cursor.json", {"step": step, **cursor})
         for file in aside.iterdir():
             sync(file)
-        write_json(aside / CONTENTS, contents_of(aside))
+        write_contents(aside, CONTENTS)
         sync(aside)
         if target.exists():
             shutil.rmtree(target)
