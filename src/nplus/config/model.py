@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from nplus.config.base import Config
 
@@ -33,6 +33,16 @@ class ModelConfig(Config):
     positions: Literal["real", "slots"] = "real"
     """Position ids of training forwards: count real tokens, or count slots, left padding included,
     as in the paper's code (Detail B6)."""
+
+    @model_validator(mode="after")
+    def _eager_is_narrow(self) -> Self:
+        if self.dtype == "float64" and self.attn_implementation == "eager":
+            raise ValueError(
+                "dtype=float64 with attn_implementation=eager: transformers' eager attention takes "
+                "its softmax in float32, where the mask of a padded row overflows to NaN; set "
+                "attn_implementation=sdpa or batched"
+            )
+        return self
 
 
 class ComputeConfig(Config):
