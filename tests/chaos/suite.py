@@ -154,8 +154,9 @@ class Suite:
         ending = Victim.start(out).wait()
         if ending.how == "told":
             self.messages += 1
-            named = damage.path.name in ending.what or damage.path.parent.name in ending.what
-            if not named or "\n" in ending.what:
+            named = {damage.path.name, damage.path.parent.name} - {""}
+            clear = any(name in ending.what for name in named) and "\n" not in ending.what
+            if not clear:
                 self.mismatches.append(f"{what}: an unclear message: {ending.what}")
             damage.undo(out, broken)
             self.must_finish(out, f"{what}, put right")

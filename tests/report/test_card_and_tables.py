@@ -1,7 +1,7 @@
 """Model cards and the terminal's verdict."""
 
 import io
-import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -28,9 +28,8 @@ def show(root, width=80):
 
 def change(root, stage, **what):
     where = root.stages()[stage]
-    manifest = json.loads(where.manifest_path.read_text())
-    manifest["results"] |= what
-    where.manifest_path.write_text(json.dumps(manifest))
+    manifest = where.manifest()
+    replace(manifest, results=manifest.results | what).write(where.manifest_path)
 
 
 def test_front_matter_is_yaml_with_what_the_hub_wants(make_run):
@@ -78,8 +77,7 @@ def test_an_unchanged_card_is_not_written_again(make_run):
 def test_only_finished_models_get_a_card(make_run):
     root = make_run(stages=("data", "sft", "reward"))
     where = root.stages()["reward"]
-    manifest = json.loads(where.manifest_path.read_text())
-    where.manifest_path.write_text(json.dumps({**manifest, "status": "failed"}))
+    replace(where.manifest(), status="failed").write(where.manifest_path)
     (card,) = write_cards(root)
     assert card.parent.parent.name.startswith("sft")
     assert "has no evaluation yet" not in card.read_text()  # its loss is a figure

@@ -102,14 +102,13 @@ def test_text_from_everywhere_is_escaped(make_run):
     evil = "</script>]]>&lt;$x^2$ \u2028 <b> <!-- --><img src=x>"
     root = make_run()
     where = root.stages()["evaluate"]
-    manifest = json.loads(where.manifest_path.read_text())
-    results = manifest["results"]
+    manifest = where.manifest()
+    results = manifest.results
     results["verdict"] = results["judge"] = evil
     results["win_rates"][1]["opponent"] = evil
     results["reward_model"]["by_batch"][0]["name"] = evil
     results["copy"] = {evil: 0.5}
-    manifest["error"] = manifest["device"] = evil
-    where.manifest_path.write_text(json.dumps(manifest))
+    replace(manifest, error=evil, device=evil).write(where.manifest_path)
     root.write_index(evil, {evil: {evil: evil}}, {n: s.path.name for n, s in root.stages().items()})
     page = scan(root)
     assert len(page.scripts) == 2
@@ -152,8 +151,7 @@ def test_a_run_that_stopped_anywhere_has_a_report(make_run, count):
 def test_a_running_stage_is_told_by_name_and_step(make_run):
     root = make_run(stages=STAGES[:7])
     where = root.stages()["ppo"]
-    manifest = json.loads(where.manifest_path.read_text())
-    where.manifest_path.write_text(json.dumps({**manifest, "status": "running", "results": {}}))
+    replace(where.manifest(), status="running", results={}).write(where.manifest_path)
     text = " ".join(scan(root).text)
     assert "No verdict yet: stage ppo is running at step 150." in text
 

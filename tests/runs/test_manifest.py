@@ -6,7 +6,8 @@ import json
 import pytest
 
 from nplus.runs import Manifest, content_hash, key_of
-from nplus.runs.manifest import package_versions, write_json
+from nplus.runs.manifest import package_versions
+from nplus.runs.storage import write_json
 
 
 def make(**changes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 from typing import Annotated, Any
 
@@ -12,9 +11,6 @@ from typer.core import TyperGroup
 from nplus import __version__
 from nplus.cli import check, details, evaluate, grid, run, tune
 from nplus.records import InputError, StopError, StorageError
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""The disk does not take it, or may not be written to."""
 
 
 class _Group(TyperGroup):
@@ -28,12 +24,7 @@ class _Group(TyperGroup):
                 "nplus: interrupted; the same command goes on from the last checkpoint", err=True
             )
             raise typer.Exit(128 + getattr(stopped, "number", signal.SIGINT)) from None
-        except StopError as error:
-            typer.echo(f"nplus: {error}", err=True)
-            raise typer.Exit(1) from None
-        except OSError as error:
-            if error.errno not in FULL and not isinstance(error, StorageError):
-                raise
+        except (StopError, StorageError) as error:
             typer.echo(f"nplus: {error}", err=True)
             raise typer.Exit(1) from None
         except ValueError as error:

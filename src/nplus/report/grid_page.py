@@ -27,7 +27,7 @@ from nplus.report.grid_figures import (
     signed,
 )
 from nplus.report.tables import DASH, plain
-from nplus.runs.manifest import write_json
+from nplus.runs.storage import write_json
 
 HERE = Path(__file__).resolve().parent
 FEW = MEASURES[:3]

@@ -1,10 +1,11 @@
 """A run on disk: its directory, its manifests, and the pipeline that skips what is complete."""
 
 from nplus.runs.lock import alone_in
-from nplus.runs.manifest import Manifest, content_hash, key_of
+from nplus.runs.manifest import Manifest
 from nplus.runs.pipeline import Pipeline
 from nplus.runs.rundir import RunRoot, StageDir
 from nplus.runs.stop import Stop, StoppedBySignal
+from nplus.runs.storage import content_hash, key_of, told_of_refusals
 
 __all__ = [
     "Manifest",
@@ -16,4 +17,5 @@ __all__ = [
     "alone_in",
     "content_hash",
     "key_of",
+    "told_of_refusals",
 ]

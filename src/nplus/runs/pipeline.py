@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nplus.records import InputError
-from nplus.runs.manifest import Manifest, code_version, key_of, package_versions
+from nplus.runs.manifest import Manifest, code_version, package_versions
 from nplus.runs.rundir import RunRoot, StageDir
+from nplus.runs.storage import key_of
 
 Results = Mapping[str, Any]
 StageFn = Callable[[StageDir], Results]

@@ -25,7 +25,8 @@ from typing import Any
 
 from nplus.records import InputError
 from nplus.runs.lock import is_vacant
-from nplus.runs.manifest import Manifest, contents_of, sync, write_json
+from nplus.runs.manifest import Manifest
+from nplus.runs.storage import contents_of, sync, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,15 @@ class RunRoot:
         where some invocation left settings to it: what they came to, by dotted key."""
         if not self.index_path.is_file():
             raise InputError(f"{self.path}: not a run directory (no {self.index_path.name})")
-        index: dict[str, Any] = json.loads(self.index_path.read_text(encoding="utf-8"))
+        try:
+            index: dict[str, Any] = json.loads(self.index_path.read_text(encoding="utf-8"))
+            if not isinstance(index["stages"], dict) or not isinstance(index["recipe"], str):
+                raise TypeError("not an index")
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{self.index_path}: damaged ({error}); put it back as it was, or remove it, and "
+                "the command that made this run writes it anew"
+            ) from error
         return index
 
     def stages(self) -> dict[str, StageDir]:
@@ -263,6 +272,8 @@ class RunRoot:
         if is_vacant(self.path):
             return
         if not self.index_path.is_file():
+            if any(self.path.glob("*-????????/manifest.json")):
+                return  # its stages stand; the index tells nothing that they depend on
             raise InputError(
                 f"{self.path}: holds files that are not a run; name another directory with --out"
             )

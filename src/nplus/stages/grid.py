@@ -26,7 +26,7 @@ from nplus.config.load import load_config
 from nplus.records import InputError
 from nplus.runs import RunRoot, StageDir, alone_in, key_of
 from nplus.runs.lock import is_vacant
-from nplus.runs.manifest import write_json
+from nplus.runs.storage import write_json
 from nplus.stages.road import SPEED_KEYS, outside_inputs
 from nplus.stages.tuning.cache import cores
 from nplus.stages.tuning.settle import settle

@@ -17,7 +17,15 @@ from nplus.distributed.topology import Topology, connected
 from nplus.engines.api import require_judge
 from nplus.models.files import model_source, require_weights
 from nplus.records import InputError
-from nplus.runs import Pipeline, RunRoot, StageDir, Stop, alone_in, content_hash
+from nplus.runs import (
+    Pipeline,
+    RunRoot,
+    StageDir,
+    Stop,
+    alone_in,
+    content_hash,
+    told_of_refusals,
+)
 from nplus.stages import data, dpo, evaluate, label, ppo, pretrain, reward, sample, sft
 from nplus.stages.compute import device_name, resolve_device
 from nplus.stages.context import Context
@@ -115,7 +123,7 @@ def run_road(
     preflight(config)
     console = console or Console()
     stop = Stop(lambda note: console.print(note, style="yellow"))
-    with stop.listening(), alone_in(out):
+    with stop.listening(), told_of_refusals(out), alone_in(out):
         root.open(config.recipe)  # again: another may have been at work in it until now
         settled = settle(config, root.autos())
         with connected(device_name(settled.config.compute)) as topology:

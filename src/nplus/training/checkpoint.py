@@ -23,7 +23,7 @@ from nplus.config import CheckpointConfig
 from nplus.distributed.topology import Topology
 from nplus.records import InputError, StorageError
 from nplus.runs import StageDir
-from nplus.runs.manifest import damage, sync, write_contents, write_json
+from nplus.runs.storage import damage, sync, write_contents, write_json
 from nplus.training.optim import Optimizer
 
 CONTENTS = "contents.json"

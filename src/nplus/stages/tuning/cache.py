@@ -12,7 +12,7 @@ from nplus.config.tuning import Machine, Tuning, read_tuning
 from nplus.models.files import cache_dir
 from nplus.records import InputError
 from nplus.runs import key_of
-from nplus.runs.manifest import write_json
+from nplus.runs.storage import write_json
 
 MEND = "run `nplus tune`"
 
