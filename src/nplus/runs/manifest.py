@@ -9,10 +9,13 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from nplus.records import InputError
 
 PACKAGES = (
     "nplus",
@@ -37,13 +40,42 @@ def _no_nan(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON aside, fsync, then rename over `path`; NaN becomes null."""
-    value = _no_nan(value)
+    replace_bytes(path, json.dumps(_no_nan(value), indent=1, ensure_ascii=False).encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write aside, fsync, then rename over `path`."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("w", encoding="utf-8") as out:
-        json.dump(value, out, indent=1, ensure_ascii=False)
+    with aside.open("wb") as out:
+        out.write(content)
         out.flush()
         os.fsync(out.fileno())
     aside.replace(path)
+
+
+def read_object(path: Path, mend: str) -> dict[str, Any]:
+    """The JSON object in `path`; InputError names the file, what is wrong with it, and `mend`."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror}); {mend}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); {mend}") from error
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path}: expected a JSON object, found {type(found).__name__}; {mend}"
+        )
+    return found
+
+
+def require_kinds(path: Path, row: Mapping[str, Any], kinds: Mapping[str, Any], mend: str) -> None:
+    """InputError unless every key of `kinds` that `row` has is of the kind (or kinds) given."""
+    for name, kind in kinds.items():
+        value = row.get(name)
+        wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        if name in row and wrong:
+            found = "null" if value is None else type(value).__name__
+            raise InputError(f"{path}: {name} is {found}, which nplus never writes; {mend}")
 
 
 def key_of(*parts: Any) -> str:
@@ -118,7 +150,37 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        """What `write` wrote. Raises InputError for a file that is damaged."""
+        mend = f"it is damaged: remove {path.parent} and run again"
+        row = read_object(path, mend)
+        known = {part.name: part for part in fields(cls)}
+        lacks = {n for n, p in known.items() if p.default is p.default_factory is MISSING}
+        if wrong := sorted(lacks - row.keys()) or sorted(row.keys() - known.keys()):
+            raise InputError(f"{path}: lacks or does not know {', '.join(wrong)}; {mend}")
+        require_kinds(path, row, _KINDS, mend)
         for name in ("inputs", "outputs"):
-            row[name] = tuple(row[name])
+            row[name] = tuple(row.get(name, ()))
+            for part in row[name]:
+                texts = isinstance(part, dict) and all(isinstance(t, str) for t in part.values())
+                if not texts or not {"role", "hash"} <= part.keys():
+                    raise InputError(f"{path}: {name} is not a list of role, path, hash; {mend}")
+        for name in ("started", "finished"):
+            _require_time(path, name, row.get(name, ""), mend)
         return cls(**row)
+
+
+def _require_time(path: Path, name: str, text: str, mend: str) -> None:
+    try:
+        datetime.fromisoformat(text or "2000-01-01")
+    except ValueError as error:
+        raise InputError(f"{path}: {name} is no time; {mend}") from error
+
+
+_KINDS: Mapping[str, Any] = {
+    **dict.fromkeys(("stage", "key", "status", "code_version", "device", "compute"), str),
+    **dict.fromkeys(("started", "finished", "error"), str),
+    **dict.fromkeys(("config", "results", "packages"), dict),
+    **dict.fromkeys(("inputs", "outputs"), list),
+    **dict.fromkeys(("seconds", "peak_memory_gib"), (int, float)),
+    "seed": int,
+}
