@@ -13,4 +13,6 @@ from nplus.runs import StageDir
 def run(where: StageDir, config: RunConfig) -> dict[str, Any]:
     """Writes `data/`: demonstrations per split, the tokenizer, the world's fact sheets."""
     source = None if config.tokenizer.vocab_size else model_source(config.model)
-    return dict(prepare(config.data, config.tokenizer, source, where.data))
+    model = config.model
+    options = {"trust_remote_code": model.trust_remote_code, "revision": model.revision}
+    return dict(prepare(config.data, config.tokenizer, source, where.data, **options))

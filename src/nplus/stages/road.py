@@ -13,7 +13,7 @@ from nplus.config import RunConfig
 from nplus.config.profiles import told
 from nplus.data.tokens import Codec
 from nplus.engines.api import require_judge
-from nplus.models.files import model_source, require_weights
+from nplus.models.files import model_source, require_loadable
 from nplus.records import InputError
 from nplus.runs import Pipeline, RunRoot, StageDir, alone_in, content_hash
 from nplus.stages import data, dpo, evaluate, label, ppo, pretrain, reward, sample, sft
@@ -38,6 +38,11 @@ VERSIONS = {
 SPEED_KEYS = ("threads", "side_by_side", "allocator", "activation_checkpointing")
 """Of `compute`: they change speed and not the algorithm, and stand in no key."""
 
+PICKLE_NOTE = (
+    "model.allow_pickle=true: pickled weights are read where there are no safetensors; take them "
+    "only from people you trust"
+)
+
 INPUTS = {
     "pretrain": ("data",),
     "sft": ("data", "pretrain"),
@@ -56,6 +61,7 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     parts = {key: getattr(config, key).model_dump(mode="json") for key in shared}
     for key in SPEED_KEYS:
         parts.get("compute", {}).pop(key, None)
+    parts["model"].pop("allow_pickle")  # how the same weights are stored
     if name in ("data", "pretrain"):  # the base model knows neither
         parts["tokenizer"].pop("distinct_pad")
         parts["model"].pop("dropout")
@@ -77,7 +83,17 @@ def outside_inputs(config: RunConfig) -> dict[str, str]:
     if data.source == "files":
         sources["data"] = data.data
     paths = {role: Path(source).expanduser() for role, source in sources.items() if source}
-    return {role: f"{path}:{content_hash(path)}" for role, path in paths.items() if path.exists()}
+    try:
+        return {
+            role: f"{path}:{content_hash(path)}"
+            for role, path in paths.items()
+            if path.is_file() or path.is_dir()  # never a pipe or a device, which has no end
+        }
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or ', '.join(map(str, paths.values()))}: cannot read it "
+            f"({error.strerror}); name a file or folder that can be read"
+        ) from error
 
 
 def preflight(config: RunConfig) -> None:
@@ -87,8 +103,7 @@ def preflight(config: RunConfig) -> None:
     if config.model.size is not None:
         return
     source = model_source(config.model)
-    if isinstance(source, Path):
-        require_weights(source)
+    require_loadable(config.model)
     if config.tokenizer.vocab_size is None:
         options = {"revision": config.model.revision}
         trust = config.model.trust_remote_code
@@ -121,7 +136,8 @@ def _run_stages(
 ) -> None:
     config = settled.config
     device = resolve_device(config.compute)
-    for note in settled.notes:
+    pickle = (PICKLE_NOTE,) if config.model.allow_pickle else ()
+    for note in (*pickle, *settled.notes):
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(settled.line, style="dim", markup=False, highlight=False, soft_wrap=True)
     disable_progress_bar()  # ours shows the steps; transformers' shows each file
