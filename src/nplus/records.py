@@ -223,7 +223,9 @@ def _kind(value: object) -> str:
 
 def _two_texts(value: object) -> bool:
     return (
-        isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(part, str) for part in value)
     )
 
 

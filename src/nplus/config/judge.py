@@ -10,7 +10,6 @@ from pydantic import Field, field_validator
 
 from nplus.config.base import Config
 
-
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 

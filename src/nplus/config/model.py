@@ -74,7 +74,9 @@ class ComputeConfig(Config):
         number = isinstance(value, int) and not isinstance(value, bool)
         if (number and 1 <= value <= MOST_THREADS) or value is None or value == "auto":
             return value
-        raise ValueError(f"given {value!r}; must be a number from 1 to {MOST_THREADS}, auto or null")
+        raise ValueError(
+            f"given {value!r}; must be a number from 1 to {MOST_THREADS}, auto or null"
+        )
 
     @field_validator("side_by_side", mode="before")
     @classmethod

@@ -54,12 +54,7 @@ class RunConfig(Config):
         return there[: there.index(self.until) + 1] if self.until in there else there
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.data.source == "files" and not self.data.data:
-            raise ValueError(
-                "data.data is empty: name a JSONL or Parquet file, a directory or a hub dataset, "
-                "as in --set data=posts.jsonl"
-            )
+    def _one_network(self) -> Self:
         if self.pretrain is not None and self.model.size is None:
             raise ValueError("pretrain trains toy models only: set model.size, or pretrain=null")
         if self.pretrain is None and self.model.size is None and not self.model.model_name_or_path:
@@ -84,6 +79,15 @@ class RunConfig(Config):
             raise ValueError(
                 "label.kind=world without sample: the labellers compare what the policy has "
                 "written; give the recipe's sample back, or set label.kind=contrast"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.data.source == "files" and not self.data.data:
+            raise ValueError(
+                "data.data is empty: name a JSONL or Parquet file, a directory or a hub dataset, "
+                "as in --set data=posts.jsonl"
             )
         if self.data.source != "world":
             needs = (

@@ -28,7 +28,9 @@ def rows_of(path: Path) -> Iterator[Place]:
     """`(where, row)` of a JSONL or Parquet file."""
     if not path.is_file():
         what = "is no file that can be read" if path.exists() else "no such file or folder"
-        raise InputError(f"{path}: {what}; name a file of {', '.join(SUFFIXES)} or a folder of them")
+        raise InputError(
+            f"{path}: {what}; name a file of {', '.join(SUFFIXES)} or a folder of them"
+        )
     if path.suffix not in SUFFIXES:
         raise InputError(
             f"{path}: unknown kind of file; convert it to one of {', '.join(SUFFIXES)}"

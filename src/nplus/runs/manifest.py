@@ -62,9 +62,7 @@ def read_object(path: Path, mend: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); {mend}") from error
     if not isinstance(found, dict):
-        raise InputError(
-            f"{path}: expected a JSON object, found {type(found).__name__}; {mend}"
-        )
+        raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}; {mend}")
     return found
 
 
