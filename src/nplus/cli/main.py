@@ -48,7 +48,8 @@ class _Group(TyperGroup):
 
 def _misused(error: Any) -> typer.Exit:
     """Exit code 2, after a message for an argument that the command does not take."""
-    command = error.ctx.command_path if error.ctx is not None else "nplus"
+    words = error.ctx.command_path.split()[1:] if error.ctx is not None else []
+    command = " ".join(["nplus", *words])  # however it was started
     message = one_line(error.format_message()).rstrip(".")
     typer.echo(f"nplus: {message}; `{command} --help` tells more", err=True)
     return typer.Exit(2)

@@ -27,6 +27,7 @@ LARGEST = 2**53
 """The largest number that JSON keeps; no setting comes near it."""
 MOST_PROBLEMS = 20
 """That one message lists."""
+LIST = "; `nplus check RECIPE` prints every key"
 SHOWN = 200
 """Characters of a wrong value that a message shows."""
 SECRET = re.compile(r"api_key|secret|password|credential", re.I)
@@ -75,18 +76,47 @@ def load_config(
         tree, wrong = _known_only(RunConfig, _unabbreviated(tree))
         problems += [f"{source}: {problem}" for problem in wrong]
         merged = _merge(merged, tree)
+    home = _Home(layers)
     if merged["recipe"] != recipe_config.recipe:
         problems.append(
-            f"recipe={_shown(merged['recipe'])}: these settings belong to another recipe than "
+            f"{home.of(('recipe',))}recipe={_shown(merged['recipe'])}: these settings belong to another recipe than "
             f"{recipe_config.recipe!r}; run that one, or remove the key"
         )
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        problems += explain(error)
+        places = [problem["loc"] for problem in error.errors(include_url=False)]
+        told = zip(places, explain(error), strict=True)
+        problems += [f"{home.of(place)}{line}" for place, line in told]
     if problems:
         raise InputError(_listed(problems))
     return config
+
+
+class _Home:
+    """Which file a setting stands in; one that `--set` gives says so by its key."""
+
+    def __init__(self, layers: Sequence[tuple[str, Tree]]) -> None:
+        self.layers = layers
+
+    def of(self, place: Sequence[int | str]) -> str:
+        """`FILE: `, or nothing."""
+        names = [name for name in place if isinstance(name, str)]
+        for source, tree in reversed(self.layers):
+            if names and _holds(_unabbreviated(tree), names):
+                return "" if source.startswith("--set ") else f"{source}: "
+        return ""
+
+
+def _holds(tree: Any, names: Sequence[str]) -> bool:
+    """Whether a key, or the component it is in, stands in a tree."""
+    for name in names:
+        if not isinstance(tree, dict):
+            return True
+        if name not in tree:
+            return False
+        tree = tree[name]
+    return True
 
 
 def _unabbreviated(tree: Tree) -> Tree:
@@ -138,7 +168,8 @@ def explain(error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors(include_url=False):
         key = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in problem["loc"])[1:]
-        message = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        message = problem["msg"].removeprefix("Value error, ")
+        message = re.sub(r"^\w+ should", "must", message)
         if problem["type"] == "value_error":  # a validator of ours: its message names keys and mend
             lines.append(f"{key}: {message}" if key else message)
         elif problem["type"] == "missing":
@@ -259,7 +290,7 @@ def _known_only(model: type[Config], tree: Tree, prefix: str = "") -> tuple[Tree
         key = f"{prefix}{name}"
         if name not in model.model_fields:
             brief = len(problems) < MOST_PROBLEMS and len(key) < SHOWN
-            problems.append(f"unknown key {key[:SHOWN]}{_nearest(key) if brief else ''}")
+            problems.append(f"unknown key {key[:SHOWN]}{_nearest(key) if brief else LIST}")
         elif component := _component(model, name):
             if isinstance(value, dict):
                 known[name], wrong = _known_only(component, value, f"{key}.")
@@ -298,7 +329,7 @@ def _nearest(key: str) -> str:
         near = [leaves[k] for k in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
     if near:
         return f"; did you mean {' or '.join(near)}?"
-    return "; `nplus check RECIPE` prints every key"
+    return LIST
 
 
 def _merge(base: Tree, changes: Mapping[str, Any]) -> Tree:

@@ -79,7 +79,7 @@ def require_results(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def odd(value: Any, shape: Shape, where: str = "") -> str:
-    """What of `value` is not of its shape, as `systems[0].kl is text, not an object`, or nothing."""
+    """What of `value` is not of its shape, as `systems[0].kl is text, not an object`; or ""."""
     if value is None:
         return ""
     if isinstance(shape, dict):
