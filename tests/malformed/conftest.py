@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).parent))
 from zoo import POSTS, snapshot
 
 MEND = re.compile(
-    r"; |must |needs |name |set |choose |did you mean|tells more|lists|raise |expected one of"
+    r"; |must |needs |name |set |write |choose |did you mean|tells more|lists|raise |expected one of"
 )
 MET: Counter[str] = Counter()
 """Inputs by command, over this process."""
