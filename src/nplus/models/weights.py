@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from nplus.records import InputError
 
 ONE, MANY = "model.safetensors", "model.safetensors.index.json"
@@ -120,7 +122,13 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         )
     if not shapes:
         raise InputError(f"{file}: holds no tensors; {_AGAIN}")
-    return shapes
+    try:
+        with safe_open(file, framework="pt"):  # kinds of numbers, overlaps, gaps
+            return shapes
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{file}: its safetensors header is damaged ({error}); {_AGAIN}"
+        ) from error
 
 
 _AGAIN = "copy or save the weights again"

@@ -98,6 +98,7 @@ def outside_inputs(config: RunConfig) -> dict[str, str]:
 
 def preflight(config: RunConfig) -> None:
     """Look at model, tokenizer and judge before any work; InputError names what is wrong."""
+    disable_progress_bar()  # ours shows the steps; transformers' shows each file
     if config.evaluate.judge == "llm" and "evaluate" in config.stage_names():
         require_judge(config.judge)
     if config.model.size is not None:
@@ -140,7 +141,6 @@ def _run_stages(
     for note in (*pickle, *settled.notes):
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(settled.line, style="dim", markup=False, highlight=False, soft_wrap=True)
-    disable_progress_bar()  # ours shows the steps; transformers' shows each file
     pipeline = Pipeline(
         root=root,
         recipe=config.recipe,
