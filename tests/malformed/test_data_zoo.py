@@ -1,4 +1,4 @@
-"""Every malformed data file ends in one line that names file, row and field, and changes nothing."""
+"""Every malformed data file ends in one line that names file, row and field."""
 
 import json
 

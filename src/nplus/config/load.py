@@ -78,8 +78,9 @@ def load_config(
         merged = _merge(merged, tree)
     home = _Home(layers)
     if merged["recipe"] != recipe_config.recipe:
+        given = f"{home.of(('recipe',))}recipe={_shown(merged['recipe'])}"
         problems.append(
-            f"{home.of(('recipe',))}recipe={_shown(merged['recipe'])}: these settings belong to another recipe than "
+            f"{given}: these settings belong to another recipe than "
             f"{recipe_config.recipe!r}; run that one, or remove the key"
         )
     try:

@@ -104,9 +104,10 @@ def require_loadable(cfg: ModelConfig) -> None:
     if wanted == shapes:
         return
     if odd := [name for name in sorted(wanted) if shapes.get(name, wanted[name]) != wanted[name]]:
+        found, asked = list(shapes[odd[0]]), list(wanted[odd[0]])
         raise InputError(
-            f"{source}: {odd[0]} is of shape {list(shapes[odd[0]])}, where its config.json asks for "
-            f"{list(wanted[odd[0]])}: these weights are another network's; copy both from one place"
+            f"{source}: {odd[0]} is of shape {found}, where its config.json asks for {asked}: "
+            "these weights are another network's; copy both from one place"
         )
     with _quiet():
         load_causal_lm(cfg)

@@ -153,7 +153,7 @@ class Grid:
         for number, row in enumerate(state["cells"], 1):
             try:
                 entry = _entry(row)
-            except (LookupError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
                 raise InputError(f"{self.index_path}: cell {number} is none; {mend}") from error
             self.entries[entry.cell.name, entry.cell.seed] = entry
         self.auto = state.get("auto", {})
@@ -384,7 +384,7 @@ def cell_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def _entry(row: Mapping[str, Any]) -> Entry:
-    """What `_row` wrote; a LookupError, TypeError or ValueError for anything else."""
+    """What `_row` wrote; an error of some kind for anything else."""
     row = dict(row)
     entry = Entry(Cell(row.pop("name"), tuple(row.pop("sets")), int(row.pop("seed"))), **row)
     texts = (entry.cell.name, *entry.cell.sets, entry.key, entry.status, entry.error)
