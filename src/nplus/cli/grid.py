@@ -256,4 +256,4 @@ def _show(sheet: Sheet, page: Path, console: Console) -> None:
     console.print(console_table(sheet))
     for line in sheet.failures:
         console.print(line, style="red", markup=False)
-    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    console.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)

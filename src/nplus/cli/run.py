@@ -108,4 +108,4 @@ def _show(root: RunRoot, console: Console) -> None:
     page = write_report(root)
     write_cards(root)
     console.print(verdict(root))
-    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    console.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
