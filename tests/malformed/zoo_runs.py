@@ -372,7 +372,49 @@ STAGES = [
     resumed("a config cut", "reward", "model/config.json", cut, "not valid JSON"),
 ]
 
-CASES = [*INDEX, *MANIFESTS, *RESULTS, *COMPLETIONS, *EVALUATIONS, *OTHERS, *GRIDS, *STAGES]
+
+def tuned(content: bytes) -> Make:
+    """A tuning of this machine in the user's cache."""
+
+    def make(place: Path) -> None:
+        from nplus.stages.tuning.cache import path_of, this_machine
+
+        path = path_of(this_machine("cpu"))
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+
+    return make
+
+
+TUNINGS = [
+    Case(
+        f"tune: a tuning {name}",
+        ("tune", "--show", "--device", "cpu"),
+        (".json: ignored, it is damaged or old", "run `nplus tune`"),
+        tuned(content),
+    )
+    for name, content in (
+        ("of nothing", b""),
+        ("cut short", b'{"version": 1, "mach'),
+        ("that is a list", b"[]"),
+        ("of other bytes", b"\xff\xfe\0"),
+        ("of endless nesting", b"[" * 200_000),
+        ("of another version", b'{"version": 99}'),
+        ("without a machine", b'{"version": 1}'),
+    )
+]
+
+CASES = [
+    *TUNINGS,
+    *INDEX,
+    *MANIFESTS,
+    *RESULTS,
+    *COMPLETIONS,
+    *EVALUATIONS,
+    *OTHERS,
+    *GRIDS,
+    *STAGES,
+]
 
 NO_TEXT = b"\xff\xfe\0"
 TOLERATED: list[tuple[str, Make, str]] = [
