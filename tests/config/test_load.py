@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nplus.config import PretrainConfig, RunConfig
+from nplus.config import DPOConfig, RunConfig
 from nplus.config.load import config_hash, dump_yaml, known_keys, load_config
 from nplus.recipes import RECIPES, recipe
 from nplus.records import InputError
@@ -56,19 +56,19 @@ def test_numbers_with_an_exponent_are_numbers(text, value):
 
 def test_null_tuples_and_mappings():
     cfg = load_config(
-        recipe("toy"),
-        sets=["pretrain=null", "evaluate.temperatures=[0.1, 1]", "sft.optim={weight_decay: 0}"],
+        recipe("toy:dpo"),
+        sets=["dpo=null", "evaluate.temperatures=[0.1, 1]", "sft.optim={weight_decay: 0}"],
     )
-    assert cfg.pretrain is None
+    assert cfg.dpo is None
     assert cfg.evaluate.temperatures == (0.1, 1.0)
     assert cfg.sft.optim.weight_decay == 0
     assert cfg.sft.optim.learning_rate == recipe("toy").sft.optim.learning_rate
 
 
 def test_a_stage_that_is_left_out_comes_back_with_its_defaults():
-    base = load_config(recipe("toy"), sets=["pretrain=null"])
-    again = load_config(base, sets=["pretrain.epochs=2"])
-    assert again.pretrain == PretrainConfig(epochs=2)
+    again = load_config(recipe("toy"), sets=["dpo.epochs=2"])
+    assert recipe("toy").dpo is None
+    assert again.dpo == DPOConfig(epochs=2)
 
 
 def test_data_is_short_for_a_file():

@@ -104,8 +104,8 @@ def test_json_markdown_and_page_tell_every_cell(tmp_path, road):
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
     assert "+20.0 [-4.8, +44.8]" in table[3]
-    assert table[4].startswith("| broken <b> | Breaks \\| always: ppo.lam=0.5 | 0 of 3 |")
-    assert "broken <b>, seeds 1, 2, 3: failed: FloatingPointError: NaN" in text
+    assert table[4].startswith("| broken &lt;b&gt; | Breaks \\| always: ppo.lam=0.5 | 0 of 3 |")
+    assert "broken &lt;b&gt;, seeds 1, 2, 3: failed: FloatingPointError: NaN" in text
     page = (tmp_path / "ablation.html").read_text()
     for cell in data["cells"]:
         row = f"<tr><th>{cell['name'].replace('<', '&lt;').replace('>', '&gt;')}</th>"

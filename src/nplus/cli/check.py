@@ -21,7 +21,7 @@ def check(
     sets: Sets = None,
     config: ConfigFile = None,
     seed: Seed = None,
-    world_size: Annotated[int, typer.Option(help="Processes that share each batch.")] = 1,
+    world_size: Annotated[int, typer.Option(min=1, help="Processes that share each batch.")] = 1,
 ) -> None:
     """Print every setting, the batch plan, an estimate of memory and the stages of a recipe, and
     run nothing."""

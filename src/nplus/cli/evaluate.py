@@ -38,5 +38,5 @@ def evaluate(
     where = compare(root, against, console)
     page = write_report(root)
     console.print(comparison(where))
-    console.print(f"kept in: {where.path}", soft_wrap=True, highlight=False)
-    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    console.print(f"kept in: {where.path}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)

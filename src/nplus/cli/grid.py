@@ -45,7 +45,9 @@ def ablate(
             help="Details to flip, as F7; every detail with a variant unless given.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each condition, under seeds 1 to N.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Runs of each condition, under seeds 1 to N.")
+    ] = 5,
     jobs: Jobs = None,
     out: Out = None,
     recipe: Annotated[str, typer.Option(metavar="RECIPE", help="The baseline.")] = "toy",
@@ -93,7 +95,9 @@ def ablate(
 def scale(
     family: Annotated[str, typer.Argument(metavar="FAMILY", help="A family of sizes.")] = "toy",
     sizes: Annotated[str, typer.Option(metavar="SIZE,SIZE...", help="Model sizes.")] = "0.3M,1M,4M",
-    seeds: Annotated[int, typer.Option(help="Runs of each size, under seeds 1 to N.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Runs of each size, under seeds 1 to N.")
+    ] = 3,
     jobs: Jobs = None,
     out: Out = None,
     sets: Sets = None,
@@ -252,4 +256,4 @@ def _show(sheet: Sheet, page: Path, console: Console) -> None:
     console.print(console_table(sheet))
     for line in sheet.failures:
         console.print(line, style="red", markup=False)
-    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    console.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)

@@ -12,13 +12,28 @@ from nplus import __version__
 from nplus.cli import check, details, evaluate, grid, run, tune
 from nplus.records import InputError, StopError, StorageError
 
+# Of click, or of the copy of click that typer carries.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+LONGEST = 4_000
+"""Characters of a message."""
+
 
 class _Group(TyperGroup):
-    """Wrong input ends in one message and exit code 2; Ctrl-C in one message and 130."""
+    """Wrong input ends in one message of one line and exit code 2; Ctrl-C in one and 130."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args:
+            return super().parse_args(ctx, args)  # prints the help
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            raise _misused(error) from None
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except _UsageError as error:
+            raise _misused(error) from None
         except KeyboardInterrupt as stopped:
             typer.echo(
                 "nplus: interrupted; the same command goes on from the last checkpoint", err=True
@@ -31,8 +46,25 @@ class _Group(TyperGroup):
             message = _explained(error)
             if message is None:
                 raise
-            typer.echo(f"nplus: {message}", err=True)
+            typer.echo(f"nplus: {one_line(message)}", err=True)
             raise typer.Exit(2) from None
+
+
+def _misused(error: Any) -> typer.Exit:
+    """Exit code 2, after a message for an argument that the command does not take."""
+    words = error.ctx.command_path.split()[1:] if error.ctx is not None else []
+    command = " ".join(["nplus", *words])  # however it was started
+    message = one_line(error.format_message()).rstrip(".")
+    typer.echo(f"nplus: {message}; `{command} --help` tells more", err=True)
+    return typer.Exit(2)
+
+
+def one_line(text: str) -> str:
+    """`text` as a terminal shows it in one line: whatever a file or a library has put into it, it
+    breaks no line and moves no cursor."""
+    words = " ".join(text.split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
 
 
 def _explained(error: ValueError) -> str | None:

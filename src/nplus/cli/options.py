@@ -20,7 +20,9 @@ Sets = Annotated[
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="A YAML file of settings.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Names all randomness of training and sampling.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Names all randomness of training and sampling.")
+]
 
 
 def resolve(

@@ -119,10 +119,18 @@ def require_file(data: DataConfig) -> None:
     for key, source in (("data", posts), ("data.comparisons.data", data.comparisons.data)):
         if source is None:
             continue
-        path = Path(source).expanduser()
-        local = path.suffix in FILE_SUFFIXES or path.is_absolute() or source[:1] in ".~"
-        if local and not path.exists():
-            raise InputError(f"{source}: no such file; name yours with --set {key}=PATH")
+        mend = f"name yours with --set {key}=PATH"
+        try:
+            path = Path(source).expanduser()
+            local = path.suffix in FILE_SUFFIXES or path.is_absolute() or source[:1] in (".", "~")
+            if local and not path.exists():
+                what = "a link to nothing" if path.is_symlink() else "no such file"
+                raise InputError(f"{source}: {what}; {mend}")
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise InputError(f"{source}: neither a file nor a folder; {mend}")
+        except (OSError, RuntimeError) as error:  # a name that is too long, a ~user without a home
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"{source[:80]}: no such file ({reason}); {mend}") from error
 
 
 def _show(root: RunRoot, console: Console) -> None:
@@ -134,4 +142,4 @@ def _show(root: RunRoot, console: Console) -> None:
     page = write_report(root)
     write_cards(root)
     console.print(verdict(root))
-    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    console.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)

@@ -16,7 +16,7 @@ POST_TEMPLATE = "POST: {post}\n\nTL;DR:"
 class WorldConfig(Config):
     """Rows of the embedded world, per split. Texts depend on (seed, split, index) only."""
 
-    seed: int = 1
+    seed: int = Field(1, ge=0)
     """Seed of the world's texts."""
     pretrain: int = Field(20_000, ge=1)
     """Documents for pretraining a toy model."""
@@ -88,7 +88,7 @@ class DataConfig(Config):
     data (Detail A8)."""
     overlong: Literal["error", "drop", "cut"] = "error"
     """What to do with a row whose response is longer (Detail A8); `cut` loses its EOS."""
-    max_rows: int | None = None
+    max_rows: int | None = Field(None, ge=1)
     """Use only the first rows of the training split."""
     valid_fraction: float = Field(0.1, gt=0, lt=1)
     """For a single file: share of rows, by hash of the id, set aside for validation, and again
@@ -100,9 +100,9 @@ class DataConfig(Config):
 class TokenizerConfig(Config):
     """A tokenizer trained on the world, or the model's own."""
 
-    vocab_size: int | None = Field(None, ge=300)
+    vocab_size: int | None = Field(None, ge=300, le=1_000_000)
     """Train a byte-level BPE of this size on the world's texts; None takes the model's own."""
-    pad_token: str = "[PAD]"
+    pad_token: str = Field("[PAD]", min_length=1)
     """PAD, distinct from EOS (Detail A7)."""
     distinct_pad: bool = True
     """False pads with EOS after pretraining: every EOS is then masked (Detail A7)."""

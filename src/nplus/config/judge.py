@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from nplus.config.base import Config
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 class JudgeConfig(Config):
@@ -15,7 +19,7 @@ class JudgeConfig(Config):
     model: str = Field("gpt-3.5-turbo-0125", min_length=1)
     """Detail H2: the paper's main judge. Judges are not interchangeable: compare win rates of one
     judge only."""
-    base_url: str = Field("https://api.openai.com/v1", pattern=r"^https?://")
+    base_url: str = "https://api.openai.com/v1"
     """Where the endpoint is, up to and with its version: `http://localhost:8000/v1` for a server of
     one's own."""
     api_key_env: str | None = "OPENAI_API_KEY"
@@ -30,3 +34,37 @@ class JudgeConfig(Config):
     """Further tries of a question after a failure that may pass (no connection, 429, 5xx)."""
     timeout: float = Field(60.0, gt=0)
     """Seconds to wait for one answer."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret_in_the_url(cls, value: str) -> str:
+        try:
+            url = urlsplit(value)
+            whole = bool(url.hostname) and (url.port or 1) > 0
+        except ValueError:
+            whole = False
+        if not whole or url.scheme not in ("http", "https") or not _is_one_word(value):
+            raise ValueError(
+                "must be an http:// or https:// address, as in http://localhost:8000/v1"
+            )
+        # It stands in manifest and report, so the message does not repeat it either.
+        if url.username is not None or url.password is not None or url.query or url.fragment:
+            raise ValueError(
+                "must hold no user, password or query, since it is written to the manifest; give "
+                "the key by the environment variable that judge.api_key_env names"
+            )
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name(cls, value: str | None) -> str | None:
+        if value is not None and not _VARIABLE.fullmatch(value):
+            raise ValueError(
+                "must be the name of an environment variable, as OPENAI_API_KEY, never the key "
+                "itself (the value given is not shown)"
+            )
+        return value
+
+
+def _is_one_word(text: str) -> bool:
+    return text.isprintable() and not any(map(str.isspace, text))

@@ -21,6 +21,19 @@ from nplus.records import InputError
 
 Tree = dict[str, Any]
 
+MOST_VALUES = 10_000
+"""A config has some two hundred."""
+LARGEST = 2**53
+"""The largest number that JSON keeps; no setting comes near it."""
+MOST_PROBLEMS = 20
+"""That one message lists."""
+LIST = "; `nplus check RECIPE` prints every key"
+SHOWN = 200
+"""Characters of a wrong value that a message shows."""
+SECRET = re.compile(r"api_key|secret|password|credential", re.I)
+"""Settings to which people give a key or a password, whether there is such a setting or not: no
+message shows the value."""
+
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which `1e-5` is a number and a key given twice is an error."""
@@ -29,8 +42,10 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            where = key_node.start_mark
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a name", where)
             if key in seen:
-                where = key_node.start_mark
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is given twice", where
                 )
@@ -54,25 +69,55 @@ def load_config(
     every key of `AUTO_KEYS`. Every unknown key and every wrong value is named in one `InputError`.
     """
     layers = [(str(config_file), _read_yaml(config_file))] if config_file else []
-    layers += [(f"--set {text}", _parse_set(text)) for text in sets]
+    layers += [(f"--set {_told(text)}", _parse_set(text)) for text in sets]
     merged = _with_profile(recipe_config.model_dump(), [tree for _, tree in layers])
     problems: list[str] = []
     for source, tree in layers:
         tree, wrong = _known_only(RunConfig, _unabbreviated(tree))
         problems += [f"{source}: {problem}" for problem in wrong]
         merged = _merge(merged, tree)
+    home = _Home(layers)
     if merged["recipe"] != recipe_config.recipe:
+        given = f"{home.of(('recipe',))}recipe={_shown(merged['recipe'])}"
         problems.append(
-            f"recipe={merged['recipe']!r}: these settings belong to another recipe than "
+            f"{given}: these settings belong to another recipe than "
             f"{recipe_config.recipe!r}; run that one, or remove the key"
         )
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        problems += explain(error)
+        places = [problem["loc"] for problem in error.errors(include_url=False)]
+        told = zip(places, explain(error), strict=True)
+        problems += [f"{home.of(place)}{line}" for place, line in told]
     if problems:
         raise InputError(_listed(problems))
     return config
+
+
+class _Home:
+    """Which file a setting stands in; one that `--set` gives says so by its key."""
+
+    def __init__(self, layers: Sequence[tuple[str, Tree]]) -> None:
+        self.layers = layers
+
+    def of(self, place: Sequence[int | str]) -> str:
+        """`FILE: `, or nothing."""
+        names = [name for name in place if isinstance(name, str)]
+        for source, tree in reversed(self.layers):
+            if names and _holds(_unabbreviated(tree), names):
+                return "" if source.startswith("--set ") else f"{source}: "
+        return ""
+
+
+def _holds(tree: Any, names: Sequence[str]) -> bool:
+    """Whether a key, or the component it is in, stands in a tree."""
+    for name in names:
+        if not isinstance(tree, dict):
+            return True
+        if name not in tree:
+            return False
+        tree = tree[name]
+    return True
 
 
 def _unabbreviated(tree: Tree) -> Tree:
@@ -124,14 +169,21 @@ def explain(error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors(include_url=False):
         key = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in problem["loc"])[1:]
-        message = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        message = problem["msg"].removeprefix("Value error, ")
+        message = re.sub(r"^\w+ should", "must", message)
         if problem["type"] == "value_error":  # a validator of ours: its message names keys and mend
             lines.append(f"{key}: {message}" if key else message)
         elif problem["type"] == "missing":
             lines.append(f"{key}: is required and was not given")
         else:
-            lines.append(f"{key}={problem['input']!r}: {message}")
+            given = "***" if SECRET.search(key) else _shown(problem["input"])
+            lines.append(f"{key}={given}: {message}")
     return lines
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def known_keys(model: type[Config] = RunConfig, prefix: str = "") -> Iterator[str]:
@@ -165,20 +217,33 @@ def _read_yaml(path: Path) -> Tree:
         raise InputError(f"{path}: cannot read it ({error.strerror}); name a YAML file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text; name a YAML file") from error
+    except ValueError as error:  # a NUL in the path
+        raise InputError(f"{path}: cannot read it ({error}); name a YAML file") from error
     tree = _parse_yaml(text, str(path))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: expected keys and values, found {type(tree).__name__}")
+        raise InputError(
+            f"{path}: expected keys and values, found {type(tree).__name__}; "
+            "`nplus check RECIPE` prints such a file"
+        )
     return tree
+
+
+def _told(text: str) -> str:
+    """A `--set` as messages show it: whole, but for what may be a secret."""
+    key, equals, _ = text.partition("=")
+    if equals and SECRET.search(key.strip()):
+        return f"{key}=***"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _parse_set(text: str) -> Tree:
     key, equals, value = text.partition("=")
-    names = key.strip().split(".")
+    names = [name.strip() for name in key.split(".")]
     if not equals or not all(names):
-        raise InputError(f"--set {text}: needs KEY=VALUE, as in --set ppo.kl_coef=0.1")
-    tree = _parse_yaml(value, f"--set {text}")
+        raise InputError(f"--set {_told(text)}: needs KEY=VALUE, as in --set ppo.kl_coef=0.1")
+    tree = _parse_yaml(value, f"--set {_told(text)}")
     for name in reversed(names):
         tree = {name: tree}
     return dict(tree)
@@ -186,13 +251,36 @@ def _parse_set(text: str) -> Tree:
 
 def _parse_yaml(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        tree = yaml.load(text, Loader=_Loader)
+        _require_plain(tree)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise InputError(f"{source}{where}: not valid YAML ({error.problem}); mend it") from error
-    except yaml.YAMLError as error:
+    # Of a date that does not exist and the like, the loader lets Python's own errors through.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{source}: not valid YAML ({error}); mend it") from error
+    return tree
+
+
+def _require_plain(tree: Any) -> None:
+    """ValueError for what no setting can be: endless nesting, half characters, huge numbers."""
+    waiting, left = [tree], MOST_VALUES
+    while waiting:
+        value = waiting.pop()
+        left -= 1
+        if not left:  # a few aliases of aliases stand for billions
+            raise ValueError(f"more than {MOST_VALUES:,} values")
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+        elif isinstance(value, str):
+            value.encode()
+            if "\0" in value:
+                raise ValueError("a text holds a NUL")
+        elif isinstance(value, int) and abs(value) > LARGEST:
+            raise ValueError(f"a number beyond {LARGEST}")
 
 
 def _known_only(model: type[Config], tree: Tree, prefix: str = "") -> tuple[Tree, list[str]]:
@@ -202,7 +290,8 @@ def _known_only(model: type[Config], tree: Tree, prefix: str = "") -> tuple[Tree
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if name not in model.model_fields:
-            problems.append(f"unknown key {key}{_nearest(key)}")
+            brief = len(problems) < MOST_PROBLEMS and len(key) < SHOWN
+            problems.append(f"unknown key {key[:SHOWN]}{_nearest(key) if brief else LIST}")
         elif component := _component(model, name):
             if isinstance(value, dict):
                 known[name], wrong = _known_only(component, value, f"{key}.")
@@ -211,7 +300,8 @@ def _known_only(model: type[Config], tree: Tree, prefix: str = "") -> tuple[Tree
                 known[name] = None
             else:
                 first = next(iter(component.model_fields))
-                problems.append(f"{key}={value!r}: a component; set its keys, as in {key}.{first}")
+                given = "***" if SECRET.search(key) else _shown(value)
+                problems.append(f"{key}={given}: a component; set its keys, as in {key}.{first}")
         elif isinstance(value, dict):
             problems.append(f"unknown key {key}.{next(iter(value), '')}; {key} is one value")
         else:
@@ -240,7 +330,7 @@ def _nearest(key: str) -> str:
         near = [leaves[k] for k in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
     if near:
         return f"; did you mean {' or '.join(near)}?"
-    return "; `nplus check RECIPE` prints every key"
+    return LIST
 
 
 def _merge(base: Tree, changes: Mapping[str, Any]) -> Tree:
@@ -257,5 +347,7 @@ def _merge(base: Tree, changes: Mapping[str, Any]) -> Tree:
 def _listed(problems: Sequence[str]) -> str:
     if len(problems) == 1:
         return problems[0]
-    lines = "".join(f"\n  - {problem}" for problem in problems)
-    return f"{len(problems)} problems with the settings:{lines}"
+    shown = problems[:MOST_PROBLEMS]
+    listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(shown, 1))
+    more = f"; and {len(problems) - len(shown)} more" if problems[MOST_PROBLEMS:] else ""
+    return f"{len(problems)} problems with the settings: {listed}{more}"

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from nplus.config.base import Config
 
+MOST_THREADS = 1024
+
 ToySize = Literal["0.3M", "1M", "4M", "12M"]
 
 
@@ -23,6 +25,9 @@ class ModelConfig(Config):
     """Hub revision."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off unless asked for."""
+    allow_pickle: bool = False
+    """Read weights that are only there as a pickle (`pytorch_model.bin`), in torch's mode that
+    reads tensors and nothing else. Off unless asked for: pickles have run code before."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Parameter type."""
     attn_implementation: Literal["eager", "sdpa", "batched", "auto"] = "sdpa"
@@ -76,14 +81,16 @@ class ComputeConfig(Config):
     @field_validator("threads", mode="before")
     @classmethod
     def _threads(cls, value: Any) -> Any:
-        number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if number or value in (None, "auto"):
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if (number and 1 <= value <= MOST_THREADS) or value is None or value == "auto":
             return value
-        raise ValueError(f"given {value!r}; must be a number of at least 1, auto or null")
+        raise ValueError(
+            f"given {value!r}; must be a number from 1 to {MOST_THREADS}, auto or null"
+        )
 
     @field_validator("side_by_side", mode="before")
     @classmethod
     def _side_by_side(cls, value: Any) -> Any:
-        if isinstance(value, bool) or value == "auto":
+        if isinstance(value, bool) or (isinstance(value, str) and value == "auto"):
             return value
         raise ValueError(f"given {value!r}; must be true, false or auto")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from nplus.config.base import Config
 from nplus.config.checkpoint import CheckpointConfig
@@ -28,7 +28,7 @@ class RunConfig(Config):
 
     recipe: str
     """`family` or `family:member`, as given on the command line."""
-    seed: int = 1
+    seed: int = Field(1, ge=0)
     """Names all training and sampling randomness."""
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -56,16 +56,41 @@ class RunConfig(Config):
         return there[: there.index(self.until) + 1] if self.until in there else there
 
     @model_validator(mode="after")
+    def _one_network(self) -> Self:
+        if self.pretrain is not None and self.model.size is None:
+            raise ValueError("pretrain trains toy models only: set model.size, or pretrain=null")
+        if self.pretrain is None and self.model.size is None and not self.model.model_name_or_path:
+            raise ValueError("no model: set model.size or model.model_name_or_path")
+        if self.model.size is not None and self.model.model_name_or_path is not None:
+            raise ValueError(
+                f"model.size={self.model.size} and model.model_name_or_path="
+                f"{self.model.model_name_or_path}: each names a network; set one of them to null"
+            )
+        if self.pretrain is None and self.model.size is not None:
+            raise ValueError(
+                f"model.size={self.model.size} without pretrain: a toy network begins at random; "
+                "give the recipe's pretrain back, or set model.size=null and "
+                "model.model_name_or_path=DIRECTORY"
+            )
+        if self.model.size is not None and self.tokenizer.vocab_size is None:
+            raise ValueError(
+                f"model.size={self.model.size} without tokenizer.vocab_size: a toy network has no "
+                "tokenizer of its own; set tokenizer.vocab_size, as in tokenizer.vocab_size=2048"
+            )
+        if self.label.kind == "world" and self.sample is None:
+            raise ValueError(
+                "label.kind=world without sample: the labellers compare what the policy has "
+                "written; give the recipe's sample back, or set label.kind=contrast"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.data.source == "files" and not self.data.data:
             raise ValueError(
                 "data.data is empty: name a JSONL or Parquet file, a directory or a hub dataset, "
                 "as in --set data=posts.jsonl"
             )
-        if self.pretrain is not None and self.model.size is None:
-            raise ValueError("pretrain trains toy models only: set model.size, or pretrain=null")
-        if self.pretrain is None and self.model.size is None and not self.model.model_name_or_path:
-            raise ValueError("no model: set model.size or model.model_name_or_path")
         if self.data.source != "world":
             needs = (
                 ("label.kind", self.label.kind, "world", "contrast"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from nplus.config.model import ModelConfig
 from nplus.config.run import RunConfig
+from nplus.records import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +113,21 @@ def _local(cfg: ModelConfig) -> Shape | None:
     path = Path(cfg.model_name_or_path or "").expanduser() / "config.json"
     if not path.is_file():
         return None
+    mend = "check model.model_name_or_path"
     try:
-        return from_config(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError):
-        return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror}); {mend}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); {mend}") from error
+    try:
+        shape = from_config(found)
+        return shape if shape is None or shape.parameters > 0 else None
+    # A network may have another shape than its kind had here; one that is none has no number.
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"{path}: describes no network ({type(error).__name__}: {error}); {mend}"
+        ) from error
 
 
 def from_config(found: dict[str, Any]) -> Shape | None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from nplus.config.base import Config
 from nplus.config.optim import BatchConfig, OptimConfig
+
+
+def _different(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len({*values}) < len(values):
+        raise ValueError("a temperature is given twice; name each once")
+    return values
+
+
+Temperatures = Annotated[
+    tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), AfterValidator(_different)
+]
 
 
 class PretrainConfig(Config):
@@ -46,7 +57,7 @@ class SampleConfig(Config):
     """How many training queries to sample for."""
     valid_prompts: int = Field(400, ge=1)
     """How many validation queries to sample for."""
-    temperatures: tuple[float, ...] = (0.3, 0.7, 1.0)
+    temperatures: Temperatures = (0.3, 0.7, 1.0)
     """One response per prompt at each."""
     response_length: int = Field(53, ge=1)
     micro_batch_size: int = Field(128, ge=1)
@@ -94,7 +105,7 @@ class RewardConfig(Config):
 class EvaluateConfig(Config):
     """The verdict (section H)."""
 
-    temperatures: tuple[float, ...] = (0.01, 0.7)
+    temperatures: Temperatures = (0.01, 0.7)
     """Detail H1: 0.01 is the paper's; the others are reported beside it."""
     response_length: int = Field(53, ge=1)
     split: Literal["valid", "test"] = "test"

@@ -105,7 +105,7 @@ def read_tuning(text: str) -> Tuning:
     """The tuning that a file holds. Raises InputError, which says what is wrong with it."""
     try:
         tree = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not JSON ({error})") from error
     if not isinstance(tree, dict):
         raise InputError(f"expected an object, found {type(tree).__name__}")

@@ -27,9 +27,14 @@ Place = tuple[str, dict[str, Any]]
 def rows_of(path: Path) -> Iterator[Place]:
     """`(where, row)` of a JSONL or Parquet file."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file or folder")
+        what = "is no file that can be read" if path.exists() else "no such file or folder"
+        raise InputError(
+            f"{path}: {what}; name a file of {', '.join(SUFFIXES)} or a folder of them"
+        )
     if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
+        raise InputError(
+            f"{path}: unknown kind of file; convert it to one of {', '.join(SUFFIXES)}"
+        )
     if path.suffix != ".parquet":
         yield from ((f"{path}, line {n}", row) for n, row in parse_lines(path))
         return
@@ -39,9 +44,13 @@ def rows_of(path: Path) -> Iterator[Place]:
     try:
         columns = _texts(pyarrow.parquet.read_schema(path).names)
         table = pyarrow.parquet.read_table(path, columns=columns)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error})") from error
-    for number, row in enumerate(table.to_pylist(), 1):
+        rows = table.to_pylist()
+    # ValueError: a column of texts that are no UTF-8
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a readable Parquet file ({error}); write it again, or give JSONL"
+        ) from error
+    for number, row in enumerate(rows, 1):
         yield f"{path}, row {number}", row
 
 
@@ -55,17 +64,25 @@ def open_source(source: str | Path) -> dict[str, list[Place]]:
     `source` is a JSONL or Parquet file, a folder with one file a split, or a hub dataset name, with
     `:configuration` behind it where it has several.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        splits = _folder(path)
-    elif path.is_file() or path.suffix in SUFFIXES or path.is_absolute() or str(source)[:1] in ".~":
-        splits = {"": list(rows_of(path))}
-    else:
-        splits = _hub(str(source))
+    try:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            splits = _folder(path)
+        elif path.exists() or path.suffix in SUFFIXES or _is_path(str(source)):
+            splits = {"": list(rows_of(path))}
+        else:
+            splits = _hub(str(source))
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~user without a home
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{source}: cannot read it ({reason}); name another") from error
     for name, rows in splits.items():
         if not rows:
             raise InputError(f"{source}: {name or 'the file'} is empty; expected one row a line")
     return splits
+
+
+def _is_path(source: str) -> bool:
+    return Path(source).is_absolute() or source[:1] in (".", "~")
 
 
 def every_file(path: Path, only: Container[str] | None = None) -> dict[str, list[Place]]:

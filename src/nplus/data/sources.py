@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,25 @@ def demonstrations(
         layout = _recognise(DEMONSTRATIONS, first, where)
     else:
         layout = _explicit(template, cut_field, first, where)
-    return [_demonstration(place, row, layout) for place, row in rows]
+    found = [_demonstration(place, row, layout) for place, row in rows]
+    _require_one_post_an_id(found)
+    return found
+
+
+def _require_one_post_an_id(rows: Sequence[RawDemonstration]) -> None:
+    """InputError where two posts of a file have one id: scores, noise and splits go by it.
+
+    A post may stand there again, with another summary or the same.
+    """
+    seen: dict[str, RawDemonstration] = {}
+    for row in rows:
+        first = seen.setdefault(row.id, row)
+        same = first.fields == row.fields and (row.fields or first.response == row.response)
+        if not same:
+            raise InputError(
+                f"{row.where}: id {row.id[:80]!r} is that of another post too ({first.where}); "
+                "give each post an id of its own, or leave the column out"
+            )
 
 
 def _recognise(layouts: tuple[Layout, ...], row: Mapping[str, Any], where: str) -> Layout:
@@ -214,9 +232,13 @@ def _openai(
     sides = _part(where, row, "summaries", list)
     choice = row.get("choice")
     if len(sides) != 2 or not all(isinstance(side, dict) for side in sides):
-        raise InputError(f"{where}: field 'summaries' must hold two objects with 'text'")
+        raise InputError(
+            f"{where}: field 'summaries' must hold two objects with 'text'; mend or remove the row"
+        )
     if isinstance(choice, bool) or choice not in (0, 1):
-        raise InputError(f"{where}: field 'choice' is {choice!r}, expected 0 or 1")
+        raise InputError(
+            f"{where}: field 'choice' is {choice!r}, expected 0 or 1; mend or remove the row"
+        )
     layout = _query_layout(info, template, cut_field)
     fields = _fields(f"{where}, info", info, layout)
     # A policy that ends at once has written an empty text, and people have compared it.
@@ -230,21 +252,39 @@ def _openai(
         cut_field=layout.cut_field,
         fields=fields,
         responses=(texts[0], texts[1]),
-        policies=(str(sides[0].get("policy") or ""), str(sides[1].get("policy") or "")),
+        policies=(_name(where, sides[0], "policy"), _name(where, sides[1], "policy")),
         choice=int(choice),
-        worker=str(row.get("worker") or ""),
-        batch=str(row.get("batch") or ""),
-        split=str(row.get("split") or "train"),
+        worker=_name(where, row, "worker"),
+        batch=_name(where, row, "batch"),
+        split=_name(where, row, "split", "train"),
         confidence=_confidence(where, row),
     )
 
 
 def _confidence(where: str, row: Mapping[str, Any]) -> int | None:
     """1 to 9; None where a batch has none, or null (section 7.2)."""
-    value = (row.get("extra") or {}).get("confidence")
+    extra = row.get("extra")
+    if not isinstance(extra, dict | None):
+        kind = type(extra).__name__
+        raise InputError(f"{where}: field 'extra' is {kind}, expected an object; mend or remove it")
+    value = (extra or {}).get("confidence")
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
-    raise InputError(f"{where}: field 'extra.confidence' is {value!r}, expected 1 to 9 or null")
+    raise InputError(
+        f"{where}: field 'extra.confidence' is {value!r}, expected 1 to 9 or null; mend the row"
+    )
+
+
+def _name(where: str, row: Mapping[str, Any], key: str, default: str = "") -> str:
+    """A text that names a policy, a worker, a batch or a split; a number will do."""
+    value = row.get(key)
+    if value is None or value == "":
+        return default
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
+    raise InputError(
+        f"{where}: field {key!r} is {type(value).__name__}, expected text; mend or remove the row"
+    )
 
 
 def _query_layout(info: Mapping[str, Any], template: str | None, cut_field: str | None) -> Layout:
@@ -262,7 +302,7 @@ def _part(where: str, row: Mapping[str, Any], name: str, kind: type) -> Any:
     if not isinstance(row.get(name), kind):
         raise InputError(
             f"{where}: no field {name!r} of OpenAI's comparisons (info, summaries, choice), "
-            f"found {sorted(row)}"
+            f"found {sorted(row)}; mend or remove the row"
         )
     return row[name]
 
@@ -280,13 +320,13 @@ def _preference(where: str, row: Mapping[str, Any], split: str) -> RawComparison
         fields=fields,
         responses=(_prose(where, row, "chosen"), _prose(where, row, "rejected")),
         policies=(
-            str(row.get("chosen_policy") or "chosen"),
-            str(row.get("rejected_policy") or "rejected"),
+            _name(where, row, "chosen_policy", "chosen"),
+            _name(where, row, "rejected_policy", "rejected"),
         ),
         choice=0,
-        worker=str(row.get("worker") or ""),
-        batch=str(row.get("batch") or ""),
-        split=str(row.get("split") or split),
+        worker=_name(where, row, "worker"),
+        batch=_name(where, row, "batch"),
+        split=_name(where, row, "split", split),
         confidence=_confidence(where, row),
     )
 

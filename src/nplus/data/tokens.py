@@ -106,11 +106,21 @@ class Codec:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(source), trust_remote_code=trust_remote_code, revision=revision
             )
-        except (OSError, ValueError, KeyError) as error:
+        # The library behind it, written in Rust, raises nothing more special.
+        except Exception as error:
+            if "trust_remote_code" in str(error):
+                raise InputError(
+                    f"{source}: its tokenizer comes with code of its own, which nplus does not "
+                    "run; set model.trust_remote_code=true if you trust its author"
+                ) from error
             raise InputError(
                 f"{source}: no tokenizer could be loaded from there ({_first_line(error)}); name a "
                 "directory with tokenizer.json, or a hub name that can be reached"
             ) from error
+        if len(tokenizer) < 3:  # made of nothing, where no file says more
+            raise InputError(
+                f"{source}: its tokenizer has no vocabulary; name a directory with tokenizer.json"
+            )
         return cls(tokenizer, pad_token=pad_token)
 
     def with_rules(self, rules: TextRules) -> Self:

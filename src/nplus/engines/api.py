@@ -5,6 +5,7 @@ The only module that imports `openai` (the extra `judge`), and only to open a cl
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 from nplus.config.judge import JudgeConfig
 from nplus.records import InputError
@@ -58,7 +60,7 @@ class ReplyCache:
                 try:
                     row = json.loads(line)
                     self._replies[str(row["key"])] = str(row["reply"])
-                except (json.JSONDecodeError, TypeError, KeyError):
+                except (ValueError, TypeError, KeyError, RecursionError):
                     continue
 
     def __len__(self) -> int:
@@ -185,7 +187,24 @@ def api_key(variable: str | None) -> str:
             f"judge.api_key_env={variable}: this environment variable is not set; export it, or "
             "set judge.api_key_env=null for a server that wants no key"
         )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        # Such a key would stand, escaped, in an error of the HTTP library.
+        raise InputError(
+            f"judge.api_key_env={variable}: this environment variable holds no key (white space or "
+            "characters that no header can carry; it is not shown); export the key alone"
+        )
     return key
+
+
+def redacted(text: str, key: str) -> str:
+    """`text` without the key, however a reply or an error spells it."""
+    if key == NO_KEY:
+        return text
+    spelled = (key, repr(key)[1:-1], json.dumps(key)[1:-1], quote(key, safe=""), quote_plus(key))
+    coded = (base64.b64encode(key.encode()).decode(), key[::-1])
+    for form in sorted({*spelled, *coded}, key=len, reverse=True):
+        text = text.replace(form, "***")
+    return text
 
 
 # --- openai -------------------------------------------------------------------------------------
@@ -202,7 +221,11 @@ def is_transient(status: int, code: str | None) -> bool:
 def openai_send(
     *, model: str, base_url: str, api_key: str, timeout: float, system: str = SYSTEM
 ) -> Send:
-    """One chat completion a prompt, with the decoding defaults of the endpoint (Detail H2)."""
+    """One chat completion a prompt, with the decoding defaults of the endpoint (Detail H2).
+
+    Neither a reply nor an error holds the key, nor does the error behind it, which a traceback
+    would show.
+    """
     try:
         import openai
     except ImportError as error:
@@ -222,28 +245,34 @@ def openai_send(
                 ],
             )
         except openai.APIConnectionError as error:
-            raise Transient(f"{base_url}: {error} {error.__cause__ or ''}".strip()) from error
+            reason = redacted(f"{error} {error.__cause__ or ''}".strip(), api_key)
+            raise Transient(f"{base_url}: {reason}") from None
         except json.JSONDecodeError as error:
-            raise Transient(f"{base_url}: the answer is broken JSON ({error})") from error
+            raise Transient(f"{base_url}: the answer is broken JSON ({error.msg})") from None
         except openai.APIStatusError as error:
             # A filtered question is a question without an answer, not a broken endpoint.
             if error.code == "content_filter":
                 return ""
-            reason = f"{base_url}: {error}".replace(api_key, "***")
+            reason = f"{base_url}: {redacted(str(error), api_key)}"
             if is_transient(error.status_code, error.code):
                 raise Transient(
                     reason, _seconds(error.response.headers.get("retry-after"))
-                ) from error
+                ) from None
             raise InputError(
                 f"{reason}; see judge.model={model}, judge.base_url and the key"
-            ) from error
+            ) from None
         try:
-            return answer.choices[0].message.content or ""
+            reply = answer.choices[0].message.content or ""
         except (AttributeError, IndexError, TypeError) as error:  # openai checks no answer's shape
             raise InputError(
                 f"{base_url}: no chat completion came back; judge.base_url ends in /v1 for most "
                 "servers"
             ) from error
+        if not isinstance(reply, str):
+            raise InputError(
+                f"{base_url}: the reply is {type(reply).__name__}, expected text; see judge.model"
+            )
+        return redacted(reply, api_key)  # replies are kept on disk
 
     return send
 

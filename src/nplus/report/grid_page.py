@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from nplus.report.card import tagless
 from nplus.report.figures import Panel
 from nplus.report.grid_figures import (
     ACCURACIES,
@@ -218,12 +219,13 @@ def console_table(sheet: Sheet) -> Table:
 
 def markdown(sheet: Sheet, command: str) -> str:
     """The sheet as a Markdown page that begins with the command."""
-    lines = [f"# {sheet.title}", "", "```sh", command, "```", ""]
+    shown = " ".join(command.split()).replace("```", "")  # which would end the block
+    lines = [f"# {tagless(sheet.title)}", "", "```sh", shown, "```", ""]
     lines += [_md(sheet.head)]
     lines += ["|" + "|".join(":--" if i < sheet.left else "--:" for i in _columns(sheet)) + "|"]
     lines += [_md(row) for row in sheet.rows]
     if sheet.failures:
-        lines += ["", "Not complete:", "", *(f"- {line}" for line in sheet.failures)]
+        lines += ["", "Not complete:", "", *(f"- {tagless(line)}" for line in sheet.failures)]
     for note in sheet.notes:
         lines += ["", note]
     return "\n".join(lines) + "\n"
@@ -234,7 +236,7 @@ def _columns(sheet: Sheet) -> range:
 
 
 def _md(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(tagless(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def page(data: Mapping[str, Any], sheet: Sheet, panels: Sequence[Panel]) -> str:

@@ -18,7 +18,8 @@ import jinja2
 
 from nplus.report import analyses, figures
 from nplus.report.against import against_rows, coverage
-from nplus.report.collect import SYSTEMS, Row, RunView, StageView, collect, number
+from nplus.report.collect import Row, RunView, StageView, collect, number
+from nplus.report.shapes import SYSTEMS
 from nplus.report.tables import (
     DASH,
     NAMES,

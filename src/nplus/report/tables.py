@@ -272,7 +272,7 @@ def _blocks(run: RunView) -> Iterator[RenderableType]:
 
 
 def _win_table(policy: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    title = f"{system_name(policy)}: win rates in % with 95% intervals"
+    title = Text(f"{system_name(policy)}: win rates in % with 95% intervals")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
     for name in ("against", "posts", "T"):
         table.add_column(name, no_wrap=True)
@@ -282,8 +282,8 @@ def _win_table(policy: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         word = compared(row)
         style = "green" if word == "better than" else "red" if word == "worse than" else ""
         table.add_row(
-            str(row.get("opponent")),
-            str(row.get("split")),
+            Text(str(row.get("opponent"))),
+            Text(str(row.get("split"))),
             str(row.get("temperature")),
             Text(short(row), style=style),
             ties(row),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from nplus.records import InputError
 LOCK = ".lock"
 TORN = ".*.tmp"
 """Files that a process was writing aside when it died."""
+LONGEST_NAME = 255
+"""Bytes that Linux and macOS allow a name."""
 PATIENCE = 2.0
 """Seconds: a process that was killed may take a moment to be gone."""
 
@@ -22,6 +25,24 @@ def is_vacant(path: Path) -> bool:
     if not path.exists():
         return True
     return all(found.name == LOCK or found.match(TORN) for found in path.iterdir())
+
+
+def require_makeable(path: Path) -> None:
+    """InputError unless `path` is a directory that can be written into, or can be made."""
+    mend = "name another directory with --out"
+    try:
+        if any("\0" in name or len(os.fsencode(name)) > LONGEST_NAME for name in path.parts):
+            raise InputError(f"{path}: holds a name that no directory can have; {mend}")
+        # What of it there is already; a broken link is there, and is no directory.
+        nearest = next(p for p in (path, *path.parents) if p.is_symlink() or p.exists())
+        if not nearest.is_dir():
+            what = "is a file" if nearest.exists() else "is a link to nothing"
+            told = what if nearest == path else f"{nearest} {what}"
+            raise InputError(f"{path}: {told}; {mend}")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise InputError(f"{path}: no permission to write into {nearest}; {mend}")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made ({error.strerror}); {mend}") from error
 
 
 @contextlib.contextmanager

@@ -6,13 +6,14 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from nplus.records import InputError
-from nplus.runs.storage import differences, key_of, no_nan, write_json
+from nplus.runs.storage import differences, key_of, no_nan, read_object, require_kinds, write_json
 
 PACKAGES = (
     "nplus",
@@ -86,21 +87,45 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Raises InputError for one that is not as it was written."""
-        try:
-            row = json.loads(path.read_text(encoding="utf-8"))
-            if row.pop("digest", None) not in (None, key_of(row)):
-                raise ValueError("its digest differs")
-            for name in ("inputs", "outputs"):
-                row[name] = tuple(row[name])
-            return cls(**row)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"{path}: damaged ({error}); put it back as it was, or remove the folder "
-                f"{path.parent}, and the same command makes it anew"
-            ) from error
+        """What `write` wrote. Raises InputError for a file that is damaged."""
+        mend = f"it is damaged: remove {path.parent} and run again"
+        row = read_object(path, mend)
+        if row.pop("digest", None) not in (None, key_of(row)):
+            raise InputError(f"{path}: is not what was written (its digest differs); {mend}")
+        known = {part.name: part for part in fields(cls)}
+        lacks = {n for n, p in known.items() if p.default is p.default_factory is MISSING}
+        if wrong := sorted(lacks - row.keys()) or sorted(row.keys() - known.keys()):
+            raise InputError(f"{path}: lacks or does not know {', '.join(wrong)}; {mend}")
+        require_kinds(path, row, _KINDS, mend)
+        for name in ("inputs", "outputs"):
+            row[name] = tuple(row.get(name, ()))
+            for part in row[name]:
+                if not isinstance(part, dict) or not _PARTS[name] <= part.keys():
+                    keys = ", ".join(sorted(_PARTS[name]))
+                    raise InputError(f"{path}: {name} is not a list of {keys}; {mend}")
+        for name in ("started", "finished"):
+            _require_time(path, name, row.get(name, ""), mend)
+        return cls(**row)
 
     def differences(self, folder: Path) -> str:
         """The first artefact in `folder` that is not as the stage left it; empty where all are."""
         told = {one["path"]: {k: one[k] for k in ("bytes", "sha256")} for one in self.outputs}
         return differences(folder, told)
+
+
+def _require_time(path: Path, name: str, text: str, mend: str) -> None:
+    try:
+        datetime.fromisoformat(text or "2000-01-01")
+    except ValueError as error:
+        raise InputError(f"{path}: {name} is no time; {mend}") from error
+
+
+_PARTS = {"inputs": {"role", "hash"}, "outputs": {"path", "bytes", "sha256"}}
+_KINDS: Mapping[str, Any] = {
+    **dict.fromkeys(("stage", "key", "status", "code_version", "device", "compute"), str),
+    **dict.fromkeys(("started", "finished", "error"), str),
+    **dict.fromkeys(("config", "results", "packages"), dict),
+    **dict.fromkeys(("inputs", "outputs"), list),
+    **dict.fromkeys(("seconds", "peak_memory_gib"), (int, float)),
+    "seed": int,
+}

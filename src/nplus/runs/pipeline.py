@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from nplus.records import InputError
@@ -52,6 +53,10 @@ class Pipeline:
     dirs: dict[str, StageDir] = field(default_factory=dict)
     intact: set[str] = field(default_factory=set)
     """Stages whose files have been looked at, or written, by this call."""
+    before: bytes | None = None
+    """The index as it was; empty where there was none, None until the first stage."""
+    worked: bool = False
+    """Whether any stage has been completed by this call."""
 
     def run(
         self,
@@ -76,15 +81,19 @@ class Pipeline:
         key = key_of(name, version, config, self.seed, resolved)
         where = self.root.stage(name, key)
         self.keys[name], self.dirs[name] = key, where
-        new_root, new_stage = not self.root.index_path.exists(), not where.path.exists()
+        new_stage = not where.path.exists()
+        if self.before is None:
+            self.before = self.root.index_bytes()
+        complete = where.complete(key)
+        for what in () if complete else inputs.values():
+            self._require_intact(what)
         self._index()
-        if where.complete(key):
+        if complete:
             self.on_stage(name, where, "skip")
             return where
-        for what in inputs.values():
-            self._require_intact(what)
         self.on_stage(name, where, "run")
         where.path.mkdir(parents=True, exist_ok=True)
+        kept = where.records()
         where.drop_unfinished()
         manifest = Manifest(
             stage=name,
@@ -106,14 +115,11 @@ class Pipeline:
         began = time.monotonic()
         try:
             results = fn(where)
-        except InputError:
-            # Bad input leaves nothing behind that this call has made.
-            if new_stage:
-                shutil.rmtree(where.path)
-            if new_root:
-                self.root.forget()
-            raise
         except BaseException as error:
+            # Bad input leaves everything as it was; but answers of a judge are not asked for twice.
+            if isinstance(error, InputError) and not (new_stage and where.replies.is_file()):
+                self._undo(where, None if new_stage else kept)
+                raise
             failed = replace(
                 manifest, status="failed", error=f"{type(error).__name__}: {error}", finished=_now()
             )
@@ -130,6 +136,7 @@ class Pipeline:
             peak_memory_gib=round(peak_memory_gib(), 3),
         ).write(where.manifest_path)
         self.intact.add(name)
+        self.worked = True
         self.on_stage(name, where, "done")
         return where
 
@@ -145,6 +152,15 @@ class Pipeline:
                 f"command makes the stage {what!r} anew"
             )
         self.intact.add(what)
+
+    def _undo(self, where: StageDir, kept: Mapping[Path, bytes] | None) -> None:
+        """Take back a stage that has met bad input; `kept` is None where this call began it."""
+        if kept is None:
+            shutil.rmtree(where.path)
+        else:
+            where.put_back(kept)
+        if not self.worked:
+            self.root.restore_index(self.before or b"")
 
     def _where(self, what: str) -> str:
         return self.dirs[what].path.name if what in self.dirs else what.rpartition(":")[0]

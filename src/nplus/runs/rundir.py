@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -23,10 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nplus.records import InputError
-from nplus.runs.lock import is_vacant
+from nplus.records import InputError, parse_lines
+from nplus.runs.lock import is_vacant, require_makeable
 from nplus.runs.manifest import Manifest
-from nplus.runs.storage import contents_of, sync, write_json
+from nplus.runs.storage import (
+    contents_of,
+    read_object,
+    replace_bytes,
+    require_kinds,
+    sync,
+    write_json,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,24 @@ class StageDir:
             if name != self.manifest_path.name
         )
 
+    def records(self) -> dict[Path, bytes]:
+        """Manifest and journal as they stand, for `put_back`."""
+        return {
+            path: path.read_bytes()
+            for path in (self.manifest_path, self.journal_path)
+            if path.is_file()
+        }
+
+    def put_back(self, records: Mapping[Path, bytes]) -> None:
+        """Make manifest and journal what they were, unless steps were taken since."""
+        journal = records.get(self.journal_path, b"")
+        known = {line for line in journal.split(b"\n") if b'"metrics"' in line}
+        now = self.journal_path.read_bytes() if self.journal_path.is_file() else b""
+        if any(line not in known for line in now.split(b"\n") if b'"metrics"' in line):
+            return
+        for path, content in records.items():
+            replace_bytes(path, content)
+
     def drop_unfinished(self) -> None:
         """Remove the artefacts of an attempt that did not finish; checkpoints and journal stay."""
         for artefact in (self.model, self.critic, self.data):
@@ -144,7 +170,7 @@ class StageDir:
         if not self.journal_path.is_file():
             return
         for _, row in self._journal_lines():
-            if "metrics" in row:
+            if isinstance(row.get("metrics"), dict) and _is_step(row.get("step")):
                 yield row
 
     def _journal_lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -153,7 +179,7 @@ class StageDir:
         for line in text.split("\n"):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
                 yield line, row
@@ -189,7 +215,7 @@ class StageDir:
         """Drop metric lines after `step`: a resumed stage writes them again."""
         if not self.journal_path.is_file():
             return
-        kept = [line for line, row in self._journal_lines() if row.get("step", 0) <= step]
+        kept = [line for line, row in self._journal_lines() if _before(row.get("step", 0), step)]
         aside = self.journal_path.with_name(f".journal.{os.getpid()}.tmp")
         aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         sync(aside)
@@ -202,13 +228,29 @@ class StageDir:
         (self.samples / f"step_{step:06d}.jsonl").write_text(text, encoding="utf-8")
 
     def read_samples(self) -> dict[int, list[dict[str, Any]]]:
-        """`step -> rows` of everything `write_samples` wrote."""
+        """`step -> rows` of everything `write_samples` wrote. Raises InputError for a file that is
+        damaged."""
         found = {}
         for file in sorted(self.samples.glob("step_*.jsonl")) if self.samples.is_dir() else []:
-            lines = file.read_text(encoding="utf-8").split("\n")
-            rows = [json.loads(line) for line in lines if line]
-            found[int(file.stem.removeprefix("step_"))] = rows
+            step = file.stem.removeprefix("step_")
+            if step.isdecimal():
+                found[int(step)] = [row for _, row in parse_lines(file)]
         return found
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _before(value: object, step: int) -> bool:
+    """Whether a journal line is of a step that stands; a line with no step is an event."""
+    return isinstance(value, int) and value <= step
+
+
+def is_plain_name(text: object) -> bool:
+    """Whether a text read from a file can name something inside a directory and nothing outside
+    it: one part, no `..`, nothing hidden, no separator of any system."""
+    return isinstance(text, str) and re.fullmatch(r"\w[\w.+-]{0,127}", text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,17 +279,24 @@ class RunRoot:
     def index(self) -> dict[str, Any]:
         """`{recipe, config, stages: {name: directory name}}` of the latest invocation, and `auto`
         where some invocation left settings to it: what they came to, by dotted key."""
-        if not self.index_path.is_file():
-            raise InputError(f"{self.path}: not a run directory (no {self.index_path.name})")
-        try:
-            index: dict[str, Any] = json.loads(self.index_path.read_text(encoding="utf-8"))
-            if not isinstance(index["stages"], dict) or not isinstance(index["recipe"], str):
-                raise TypeError("not an index")
-        except (ValueError, TypeError, KeyError) as error:
+        path = self.index_path
+        if not path.is_file():
             raise InputError(
-                f"{self.index_path}: damaged ({error}); put it back as it was, or remove it, and "
-                "the command that made this run writes it anew"
-            ) from error
+                f"{self.path}: not a run directory (no {path.name}); name one that `nplus run` made"
+            )
+        mend = f"it is damaged: remove {path} and run again; finished stages are found again"
+        index = read_object(path, mend)
+        if lacks := [name for name in ("recipe", "config", "stages") if name not in index]:
+            raise InputError(f"{path}: lacks {', '.join(lacks)}; {mend}")
+        require_kinds(path, index, {"recipe": str, "config": dict, "stages": dict}, mend)
+        require_kinds(path, index, {"auto": dict}, mend)
+        for name, where in index["stages"].items():
+            # A stage's files are read, and cards are written, where this says.
+            if not is_plain_name(name) or not is_plain_name(where):
+                raise InputError(
+                    f"{path}: stage {name!r} lies in {where!r}, which is no directory of this run; "
+                    f"{mend}"
+                )
         return index
 
     def stages(self) -> dict[str, StageDir]:
@@ -267,8 +316,7 @@ class RunRoot:
 
     def open(self, recipe: str) -> None:
         """Refuse a directory that holds anything else; nothing is written by this check."""
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path}: is a file; name another directory with --out")
+        require_makeable(self.path)
         if is_vacant(self.path):
             return
         if not self.index_path.is_file():
@@ -284,9 +332,17 @@ class RunRoot:
                 "name another directory with --out"
             )
 
-    def forget(self) -> None:
-        """Undo the first `write_index`: no index, and no directory where nothing else is in it."""
-        self.index_path.unlink()
+    def index_bytes(self) -> bytes:
+        """The index as it stands, for `restore_index`; empty where there is none."""
+        return self.index_path.read_bytes() if self.index_path.is_file() else b""
+
+    def restore_index(self, before: bytes) -> None:
+        """Undo every `write_index` since `before`: where there was none, there is no index, and no
+        directory where nothing else is in it."""
+        if before:
+            replace_bytes(self.index_path, before)
+            return
+        self.index_path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 

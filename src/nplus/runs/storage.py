@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nplus.records import StorageError
+from nplus.records import InputError, StorageError
 
 REFUSED = (
     errno.ENOSPC,
@@ -62,13 +62,40 @@ def sync(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON aside, fsync, then rename over `path`; NaN becomes null."""
-    value = no_nan(value)
+    replace_bytes(path, json.dumps(no_nan(value), indent=1, ensure_ascii=False).encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write aside, fsync, then rename over `path`."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("w", encoding="utf-8") as out:
-        json.dump(value, out, indent=1, ensure_ascii=False)
+    with aside.open("wb") as out:
+        out.write(content)
         out.flush()
         os.fsync(out.fileno())
     aside.replace(path)
+
+
+def read_object(path: Path, mend: str) -> dict[str, Any]:
+    """The JSON object in `path`; InputError names the file, what is wrong with it, and `mend`."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror}); {mend}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); {mend}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}; {mend}")
+    return found
+
+
+def require_kinds(path: Path, row: Mapping[str, Any], kinds: Mapping[str, Any], mend: str) -> None:
+    """InputError unless every key of `kinds` that `row` has is of the kind (or kinds) given."""
+    for name, kind in kinds.items():
+        value = row.get(name)
+        wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        if name in row and wrong:
+            found = "null" if value is None else type(value).__name__
+            raise InputError(f"{path}: {name} is {found}, which nplus never writes; {mend}")
 
 
 def key_of(*parts: Any) -> str:

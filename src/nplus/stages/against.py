@@ -58,8 +58,11 @@ def prepare(root: RunRoot, file: Path) -> Plan:
             f"(nplus run {root.index()['recipe']} --out {root.path})"
         )
     tables: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
-    for _, row in parse_lines(where.table):
+    for number, row in parse_lines(where.table):
+        _require_row(row, f"{where.table}, line {number}")
         tables.setdefault((row["split"], row["temperature"]), []).append(row)
+    if not tables:
+        raise InputError(f"{where.table}: holds no rows; remove its directory and run again")
     posts = {split: [(r["id"], r["query"]) for r in t] for (split, _), t in tables.items()}
     matched = {split: match_rows(rows, of_split) for split, of_split in posts.items()}
     everything = [pair for of_split in posts.values() for pair in of_split]
@@ -80,6 +83,23 @@ def prepare(root: RunRoot, file: Path) -> Plan:
         matched={split: found for split, found in matched.items() if found.rows},
         unmatched=unmatched,
     )
+
+
+def _require_row(row: Mapping[str, Any], where: str) -> None:
+    """InputError for a row of the verdict's table that the evaluation did not write."""
+    numbers, texts = ("tokens", "scores", "proxy"), ("id", "split", "query", REFERENCE)
+    kinds = {"temperature": (int, float), "fields": dict}
+    kinds |= dict.fromkeys(texts, str) | dict.fromkeys(numbers, dict)
+    wrong = [name for name, kind in kinds.items() if not isinstance(row.get(name), kind)]
+    for name in (name for name in (REFERENCE, *POLICIES) if name in row):
+        told = isinstance(row[name], str) and not wrong
+        if not told or not all(isinstance(row[key].get(name), int | float) for key in numbers):
+            wrong.append(name)
+    if wrong:
+        raise InputError(
+            f"{where}: {', '.join(dict.fromkeys(wrong))} is not what an evaluation writes; the "
+            "table is damaged: remove its directory and finish the run again"
+        )
 
 
 def _told(name: str | None, query: str | None) -> str:

@@ -11,7 +11,6 @@ that fails is recorded and the others run.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -25,8 +24,9 @@ from nplus.config.batch_plan import batch_plan
 from nplus.config.load import load_config
 from nplus.records import InputError
 from nplus.runs import RunRoot, StageDir, alone_in, key_of
-from nplus.runs.lock import is_vacant
-from nplus.runs.storage import write_json
+from nplus.runs.lock import is_vacant, require_makeable
+from nplus.runs.rundir import is_plain_name
+from nplus.runs.storage import read_object, require_kinds, write_json
 from nplus.stages.road import SPEED_KEYS, outside_inputs
 from nplus.stages.tuning.cache import cores
 from nplus.stages.tuning.settle import settle
@@ -127,8 +127,7 @@ class Grid:
         Raises InputError for a directory that holds anything else.
         """
         grid = cls(path, kind, recipe)
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path}: is a file; name another directory with --out")
+        require_makeable(path)
         if is_vacant(path):
             return grid
         if not grid.index_path.is_file():
@@ -147,10 +146,16 @@ class Grid:
 
     def _read(self) -> dict[str, Any]:
         """What `grid.json` says, its cells as `entries`."""
-        state: dict[str, Any] = json.loads(self.index_path.read_text(encoding="utf-8"))
-        for row in state["cells"]:
-            cell = Cell(row.pop("name"), tuple(row.pop("sets")), row.pop("seed"))
-            self.entries[cell.name, cell.seed] = Entry(cell, **row)
+        mend = "it is damaged: remove it; finished stages are found again"
+        state = read_object(self.index_path, mend)
+        kinds = {"kind": str, "recipe": str, "cells": list, "auto": dict}
+        require_kinds(self.index_path, {**dict.fromkeys(kinds), "auto": {}, **state}, kinds, mend)
+        for number, row in enumerate(state["cells"], 1):
+            try:
+                entry = _entry(row)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise InputError(f"{self.index_path}: cell {number} is none; {mend}") from error
+            self.entries[entry.cell.name, entry.cell.seed] = entry
         self.auto = state.get("auto", {})
         return state
 
@@ -358,6 +363,7 @@ def cell_key(config: RunConfig, version: str = "") -> str:
     settings = config.model_dump(mode="json")
     for name in SPEED_KEYS:
         settings["compute"].pop(name)
+    settings["model"].pop("allow_pickle")
     return key_of(settings, version, outside_inputs(config))
 
 
@@ -375,6 +381,17 @@ def cell_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         }
         for entry in entries
     ]
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
+    """What `_row` wrote; an error of some kind for anything else."""
+    row = dict(row)
+    entry = Entry(Cell(row.pop("name"), tuple(row.pop("sets")), int(row.pop("seed"))), **row)
+    texts = (entry.cell.name, *entry.cell.sets, entry.key, entry.status, entry.error)
+    places = (*entry.stages, *entry.stages.values())  # which are read
+    if not (all(isinstance(text, str) for text in texts) and all(map(is_plain_name, places))):
+        raise ValueError("a text is none, or a stage is no directory of the run")
+    return replace(entry, seconds=float(entry.seconds))
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from nplus.config.profiles import told
 from nplus.data.tokens import Codec
 from nplus.distributed.topology import Topology, connected
 from nplus.engines.api import require_judge
-from nplus.models.files import model_source, require_weights
+from nplus.models.files import model_source, require_loadable
 from nplus.records import InputError
 from nplus.runs import (
     Pipeline,
@@ -49,6 +49,11 @@ VERSIONS = {
 SPEED_KEYS = ("threads", "side_by_side", "allocator", "activation_checkpointing")
 """Of `compute`: they change speed and not the algorithm, and stand in no key."""
 
+PICKLE_NOTE = (
+    "model.allow_pickle=true: pickled weights are read where there are no safetensors; take them "
+    "only from people you trust"
+)
+
 INPUTS = {
     "pretrain": ("data",),
     "sft": ("data", "pretrain"),
@@ -67,6 +72,7 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     parts = {key: getattr(config, key).model_dump(mode="json") for key in shared}
     for key in SPEED_KEYS:
         parts.get("compute", {}).pop(key, None)
+    parts["model"].pop("allow_pickle")  # how the same weights are stored
     if name in ("data", "pretrain"):  # the base model knows neither
         parts["tokenizer"].pop("distinct_pad")
         parts["model"].pop("dropout")
@@ -88,18 +94,28 @@ def outside_inputs(config: RunConfig) -> dict[str, str]:
     if data.source == "files":
         sources["data"] = data.data
     paths = {role: Path(source).expanduser() for role, source in sources.items() if source}
-    return {role: f"{path}:{content_hash(path)}" for role, path in paths.items() if path.exists()}
+    try:
+        return {
+            role: f"{path}:{content_hash(path)}"
+            for role, path in paths.items()
+            if path.is_file() or path.is_dir()  # never a pipe or a device, which has no end
+        }
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or ', '.join(map(str, paths.values()))}: cannot read it "
+            f"({error.strerror}); name a file or folder that can be read"
+        ) from error
 
 
 def preflight(config: RunConfig) -> None:
     """Look at model, tokenizer and judge before any work; InputError names what is wrong."""
+    disable_progress_bar()  # ours shows the steps; transformers' shows each file
     if config.evaluate.judge == "llm" and "evaluate" in config.stage_names():
         require_judge(config.judge)
     if config.model.size is not None:
         return
     source = model_source(config.model)
-    if isinstance(source, Path):
-        require_weights(source)
+    require_loadable(config.model)
     if config.tokenizer.vocab_size is None:
         options = {"revision": config.model.revision}
         trust = config.model.trust_remote_code
@@ -172,10 +188,10 @@ def _run_stages(
 ) -> None:
     config = settled.config
     device = resolve_device(config.compute)
-    for note in settled.notes:
+    pickle = (PICKLE_NOTE,) if config.model.allow_pickle else ()
+    for note in (*pickle, *settled.notes):
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(settled.line, style="dim", markup=False, highlight=False, soft_wrap=True)
-    disable_progress_bar()  # ours shows the steps; transformers' shows each file
     pipeline = Pipeline(
         root=root,
         recipe=config.recipe,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +12,21 @@ from nplus.data.tokens import Codec
 from nplus.data.world.facts import FactSheet
 from nplus.data.world.gold import GoldScore, GoldScorer
 from nplus.models.scalar import ScalarModel
-from nplus.records import Comparison, Sample
+from nplus.records import Comparison, InputError, Sample, parse_lines
 
 
 def read_facts(path: Path) -> dict[str, FactSheet]:
     """The world's hidden fact sheets by prompt id."""
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return {row["id"]: FactSheet.from_json(row["sheet"]) for row in rows}
+    found = {}
+    for number, row in parse_lines(path):
+        try:
+            found[str(row["id"])] = FactSheet.from_json(row["sheet"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}, line {number}: not a fact sheet of the world; the file is damaged: "
+                f"remove {path.parent.parent} and run again"
+            ) from error
+    return found
 
 
 class Gold:
