@@ -111,8 +111,8 @@ def begun(finished, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def posts(tmp_path_factory):
-    """A small file of posts and summaries."""
-    path = tmp_path_factory.mktemp("posts") / "posts.jsonl"
+    """A folder of posts and summaries, with a split for the toy to pretrain on."""
+    path = tmp_path_factory.mktemp("posts")
     things = ("bike", "lamp", "cat", "car", "boat", "hat", "pan", "clock")
     rows = [
         {"id": f"p{i}", "post": f"My {thing} broke on day {i}. What now?", "title": f"The {thing}"}
@@ -121,7 +121,9 @@ def posts(tmp_path_factory):
         for thing in things
     ]
     rows = [{**row, "id": f"{row['id']}-{n}"} for n, row in enumerate(rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name in ("train", "pretrain"):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     return path
 
 
