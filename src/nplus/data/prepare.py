@@ -17,7 +17,15 @@ from nplus.config.data import DataConfig, TokenizerConfig, WorldConfig
 from nplus.data.collate import check_seam
 from nplus.data.comparisons import by_split, fit_comparisons, read_comparisons
 from nplus.data.files import SPLITS
-from nplus.data.fit import Fitted, Limits, fit, kept, refuse, require_rows, summary
+from nplus.data.fit import (
+    Fitted,
+    demonstration_limits,
+    fit,
+    kept,
+    refuse,
+    require_rows,
+    summary,
+)
 from nplus.data.sources import (
     RawComparison,
     RawDemonstration,
@@ -35,8 +43,6 @@ SEAM_ROWS = 64
 VOCABULARY_ROWS = 8_000
 REFERENCE_POLICY = "ref"
 LABELLED = "labelled.jsonl"
-UNLIMITED = ("pretrain", "news")
-"""Splits whose responses no policy has to end within `max_response_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,10 +245,7 @@ def _demonstrations(
 def _fit(
     rows: Sequence[RawDemonstration], codec: Codec, data: DataConfig, split: str
 ) -> list[Fitted]:
-    response, length = data.max_response_tokens, data.max_length
-    limits = Limits(response, "data.max_response_tokens", length, "data.max_length")
-    if split in UNLIMITED:
-        limits = replace(limits, response=None, length=None)
+    limits = demonstration_limits(data, split)
     return fit(rows, codec, data, query_limit=data.max_query_tokens, limits=limits)
 
 
