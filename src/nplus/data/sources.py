@@ -155,6 +155,13 @@ def demonstration(where: str, row: Mapping[str, Any], layout: Layout) -> RawDemo
     )
 
 
+def prompt(where: str, row: Mapping[str, Any], layout: Layout) -> RawDemonstration:
+    """One row without a response, checked like a demonstration."""
+    fields = _fields(where, row, layout)
+    name = _identity(row, *fields.values())
+    return RawDemonstration(where, name, layout.template, layout.cut_field, fields, "")
+
+
 def _fields(where: str, row: Mapping[str, Any], layout: Layout) -> dict[str, str]:
     fields = {name: _text(where, row, name) for name in template_fields(layout.template)}
     for name in layout.required:

@@ -137,7 +137,7 @@ def _run_stages(
     )
     ctx = Context(config=config, device=device, console=console, dirs=pipeline.dirs)
     stages: dict[str, Callable[[StageDir], Any]] = {
-        "data": lambda where: data.run(where, config),
+        "data": lambda where: data.run(where, config, console),
         "pretrain": lambda where: pretrain.run(where, ctx),
         "sft": lambda where: sft.run(where, ctx),
         "sample": lambda where: sample.run(where, ctx),

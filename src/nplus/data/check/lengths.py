@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nplus.config.data import DataConfig
 from nplus.data.check.bias import LengthBias
+from nplus.data.check.count import Count, TokenCounter, characters
 from nplus.data.check.findings import Findings
 from nplus.data.check.kinds import Severity
 from nplus.data.comparisons import comparison_limits, is_news
@@ -28,30 +29,6 @@ MANY = 0.1
 SEAM_ROWS = 64
 
 
-class TokenCounter:
-    """Lengths in tokens, by the tokenizer's own threads, without a list of ids for each text."""
-
-    def __init__(self, codec: Codec) -> None:
-        from tokenizers import Tokenizer
-
-        core = Tokenizer.from_str(codec.tokenizer.backend_tokenizer.to_str())
-        core.no_truncation()
-        core.no_padding()
-        core.encode_special_tokens = True  # as in `Codec.encode_batch`: a marker in a text is text
-        self._core = core
-
-    def __call__(self, texts: Sequence[str]) -> list[int]:
-        distinct = list(dict.fromkeys(texts))
-        encoded = self._core.encode_batch_fast(distinct, add_special_tokens=False)
-        found = {text: len(ids) for text, ids in zip(distinct, encoded, strict=True)}
-        return [found[text] for text in texts]
-
-
-def characters(texts: Sequence[str]) -> list[int]:
-    """Lengths in characters."""
-    return [len(text) for text in texts]
-
-
 @dataclass(slots=True)
 class Lengths:
     """Lengths of queries and responses, in tokens where there is a tokenizer."""
@@ -59,6 +36,7 @@ class Lengths:
     findings: Findings
     data: DataConfig
     codec: Codec | None
+    fitted: bool = False
     bias: LengthBias = field(default_factory=LengthBias)
     queries: array[int] = field(default_factory=lambda: array("l"))
     responses: array[int] = field(default_factory=lambda: array("l"))
@@ -67,7 +45,7 @@ class Lengths:
     seams: int = 0
     longest: Counter[str] = field(default_factory=Counter)
     """The largest length over each limit's key."""
-    count: Callable[[Sequence[str]], list[int]] = field(init=False)
+    count: Count = field(init=False)
     markers: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,18 +86,18 @@ class Lengths:
         add, overlong = self.findings.add, self.data.overlong
         query_limit, limits = limits_of(row, split, self.data)
         longest = max(responses, default=0)
-        if query > query_limit:
-            fitted = self._long_query(split, row, query, query_limit, longest)
-            if fitted is None:
+        if query > query_limit and not self.fitted:
+            cut = self._long_query(split, row, query, query_limit, longest)
+            if cut is None:
                 return
-            query = fitted
+            query = cut
         cut_to = self.data.max_response_tokens
         if overlong == "cut" and longest > cut_to:
             lost = sum(n > cut_to for n in responses)
             self.eos_lost += lost
             why = f"{longest} tokens with EOS, cut to data.max_response_tokens={cut_to}"
             add("eos_lost", row.where, why, split=split)
-        if overlong == "cut":
+        if overlong == "cut" or self.fitted:
             return
         severity: Severity = "warning" if overlong == "drop" else "error"
         for kind, tokens, key, limit in (

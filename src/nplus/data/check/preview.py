@@ -19,8 +19,9 @@ def preview(
 ) -> dict[str, Any]:
     """A row's text, and with a tokenizer its ids, their texts and the boundaries between them.
 
-    Of a pair the preferred response is shown. `response_begins` is the index of its first id,
-    `eos` that of the last, or None where the response lost it.
+    Texts are as the model reads them: cut to length, the response behind its one space. Of a pair
+    the preferred response is shown. `response_begins` is the index of its first id, `eos` that of
+    the last, or None where the response lost it.
     """
     file, number = place(row.where)
     response = row.response if not isinstance(row, RawComparison) else row.responses[row.choice]
@@ -36,6 +37,7 @@ def preview(
         found["query"] = query = fitted[0]
     ((first, second),) = codec.encode_pairs([query], [response])
     ids = first if prompt else [*first, *second]
+    found["response"] = codec.response_text(response)
     ended = not prompt and ids[-1] == codec.eos_id
     pieces = [codec.tokenizer.decode([token]) for token in ids]
     return found | {

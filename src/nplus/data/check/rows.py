@@ -34,6 +34,8 @@ class Checker:
 
     data: DataConfig
     codec: Codec | None = None
+    fitted: bool = False
+    """The rows have been cut to length: only that they keep their EOS is still to be seen."""
     findings: Findings = field(default_factory=Findings)
     splits: dict[str, Counter[str]] = field(default_factory=dict)
     shown: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -43,7 +45,7 @@ class Checker:
 
     def __post_init__(self) -> None:
         self.texts = Texts(self.findings)
-        self.lengths = Lengths(self.findings, self.data, self.codec)
+        self.lengths = Lengths(self.findings, self.data, self.codec, self.fitted)
 
     def faulty(self, where: str, split: str, error: RowError) -> None:
         """A row that a loader refuses."""

@@ -32,6 +32,7 @@ from nplus.data.sources import (
     comparison,
     demonstration,
     layout_of,
+    prompt,
     recognise,
 )
 from nplus.data.tldr import fill, template_fields
@@ -42,11 +43,12 @@ if TYPE_CHECKING:
 
 PEEK = 256
 """Rows that tell what a file holds."""
+QUERY = Layout(("query",), "{query}", None, "", ("query",))
 PROMPTS = (
     Layout(("subreddit", "title", "post"), TLDR_TEMPLATE, "post", "", ("post",)),
     Layout(("post",), POST_TEMPLATE, "post", "", ("post",)),
     Layout(("article",), CNNDM_TEMPLATE, "article", "", ("article",)),
-    Layout(("query",), "{query}", None, "", ("query",)),
+    QUERY,
     Layout(("prompt",), "{prompt}", None, "", ("prompt",)),
 )
 SCORES = (
@@ -88,6 +90,13 @@ def check_source(
         checker.findings.add("tokens_skipped", str(source))
     checker.findings.populations["files"] = len(files)
     return {"source": str(source), "files": files, **checker.report()}
+
+
+def first_rows(source: str | Path, data: DataConfig) -> Iterator[Raw]:
+    """The rows of a source that a run takes, in their order."""
+    for part in parts(source):
+        for row, _, _ in Rows(part, data, lambda where, split, error: None):
+            yield row
 
 
 def parts(source: str | Path) -> Iterator[Part]:
@@ -272,7 +281,7 @@ def _maker(rows: Sequence[tuple[str, Mapping[str, Any]]], data: DataConfig) -> t
     find = _prompt_layout if kind == "prompts" else layout_of
     layouts = Counter(find(row, "", template=template, cut_field=cut_field) for row in mine)
     layout = layouts.most_common(1)[0][0]
-    make = _prompt if kind == "prompts" else demonstration
+    make = prompt if kind == "prompts" else demonstration
     return kind, lambda where, row, split: make(where, row, layout)
 
 
@@ -286,11 +295,6 @@ def _prompt_layout(
     return Layout(names, template, cut, "", (cut,) if cut else ())
 
 
-def _prompt(where: str, row: Mapping[str, Any], layout: Layout) -> Raw:
-    """A prompt as a demonstration of nothing."""
-    return demonstration(where, {**row, "": "none"}, layout)
-
-
 def _record(where: str, row: Mapping[str, Any], split: str) -> Raw:
     """A comparison as a stage of a run writes it."""
     check_choice(where, row["choice"])
@@ -298,7 +302,7 @@ def _record(where: str, row: Mapping[str, Any], split: str) -> Raw:
     if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(s, str) for s in sides):
         message = f"{where}: field 'responses' must hold two texts"
         raise RowError(message, "wrong_type", "responses")
-    query = demonstration(where, {"query": row["query"], "": "none"}, PROMPTS[3]).fields["query"]
+    query = prompt(where, row, QUERY).fields["query"]
     confidence = row.get("confidence")
     return as_raw(
         Comparison(
