@@ -143,7 +143,9 @@ class Lengths:
     def _note_longest(self, kind: str, key: str, tokens: int) -> None:
         name = f"{kind} {key}"
         self.longest[name] = max(self.longest[name], tokens)
-        said = f"set {key}={self.longest[name]} or more, or data.overlong=drop"
+        said = f"set {key}={self.longest[name]} or more"
+        dropped = self.data.overlong == "drop"
+        said += " to keep what is left out now" if dropped else ", or data.overlong=drop"
         self.findings.mends[kind] = said
 
     def _markers(self, split: str, where: str, query: str, responses: Iterable[str]) -> None:

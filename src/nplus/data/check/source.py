@@ -41,8 +41,8 @@ from nplus.records import Comparison, InputError, RowError, parse_line
 if TYPE_CHECKING:
     from nplus.data.tokens import Codec
 
-PEEK = 256
-"""Rows that tell what a file holds."""
+PEEK, FAR = 256, 10_000
+"""Rows that tell what a file holds, and how far to look for as many that are objects."""
 QUERY = Layout(("query",), "{query}", None, "", ("query",))
 PROMPTS = (
     Layout(("subreddit", "title", "post"), TLDR_TEMPLATE, "post", "", ("post",)),
@@ -221,12 +221,15 @@ class Rows:
         self._lines = iter(part.lines)
         self._head: list[Line] = []
         self.stopped: InputError | None = None
+        rows: list[tuple[str, Mapping[str, Any]]] = []
         try:
-            for line in islice(self._lines, PEEK):
+            for line in islice(self._lines, FAR):
                 self._head.append(line)
+                rows += [(line[0], line[1])] if isinstance(line[1], Mapping) else []
+                if len(rows) == PEEK:
+                    break
         except InputError as error:
             self.stopped = error
-        rows = [(where, row) for where, row in self._head if isinstance(row, Mapping)]
         self.kind, self._make = _maker(rows, data)
 
     def __iter__(self) -> Iterator[tuple[Raw, str, str]]:
