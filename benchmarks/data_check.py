@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -69,25 +70,31 @@ def main() -> None:
             path = folder / f"{make.__name__}.jsonl"
             with path.open("w", encoding="utf-8") as out:
                 out.writelines(json.dumps(row) + "\n" for row in make(options.rows, options.long))
-            seconds = timed(path, folder / "tokenizer")
+            seconds, busy, peak = timed(path, folder / "tokenizer")
             size = path.stat().st_size / 1e6
-            print(f"{make.__name__}: {options.rows:,} rows, {size:.0f} MB: {seconds:.1f} s")
+            print(
+                f"{make.__name__}: {options.rows:,} rows, {size:.0f} MB: {seconds:.1f} s "
+                f"({busy:.1f} s of processor time, at most {peak:.2f} GiB)"
+            )
             slow += [make.__name__] if seconds > SECONDS else []
     if slow:
         raise SystemExit(f"{', '.join(slow)}: over {SECONDS:.0f} s")
 
 
-def timed(path: Path, tokenizer: Path) -> float:
-    """Seconds of one call of the command."""
+def timed(path: Path, tokenizer: Path) -> tuple[float, float, float]:
+    """Seconds of one call of the command, its processor time, and the peak of memory so far."""
     command = [sys.executable, "-m", "nplus", "data", "check", str(path)]
     command += ["--recipe", "toy", "--tokenizer", str(tokenizer), "--out", f"{path}.json"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - began
     report = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
     print(done.stdout.splitlines()[-1], done.stderr)
     assert report["lengths"]["unit"] == "tokens"
-    return seconds
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, busy, used.ru_maxrss / (1 << 20)
 
 
 if __name__ == "__main__":

@@ -62,13 +62,13 @@ def test_errors_end_with_two_and_warnings_with_zero():
 
 def test_json_goes_to_stdout_or_a_file(tokenizer):
     write("p.jsonl", [*posts(), posts()[3]])
-    options = ("--recipe", "toy", "--tokenizer", tokenizer, "--set", "data.max_query_tokens=40")
+    options = ("--recipe", "toy", "--tokenizer", tokenizer, "--set", "data.max_query_tokens=24")
     result = call("p.jsonl", *options, "--json", "--out", "report.json")
     report = json.loads(result.stdout)
     with open("report.json", encoding="utf-8") as file:
         assert json.load(file) == report
     assert report["recipe"] == "toy"
-    assert report["limits"]["data.max_query_tokens"] == 40
+    assert report["limits"]["data.max_query_tokens"] == 24
     assert report["tokenizer"]["name"] == tokenizer
     assert {f["kind"] for f in report["findings"]} == {"duplicate_row", "truncated_query"}
     assert "no such folder" in call("p.jsonl", "--out", "none/report.json").stderr

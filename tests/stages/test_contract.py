@@ -27,6 +27,7 @@ def post(n, **changed):
 def files_config(path, **data):
     tree = recipe("toy:tiny").model_dump()
     tree["data"] |= {"source": "files", "data": str(path), **data}
+    tree["label"]["kind"], tree["evaluate"]["judge"] = "contrast", "reward"
     return RunConfig.model_validate(tree)
 
 

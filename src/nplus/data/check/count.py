@@ -57,9 +57,11 @@ class TokenCounter:
             words.clear()
             heads.clear()
         split = [pieces(text) for text in texts]
-        fresh = list({head for head, _ in split} - heads.keys())
+        # Not `set - keys()`, which walks through all keys that are known.
+        fresh = [head for head in {head for head, _ in split} if head not in heads]
         heads.update(zip(fresh, self._encoded(fresh), strict=True))
-        fresh = list(set(chain.from_iterable(rest for _, rest in split)) - words.keys())
+        found = set(chain.from_iterable(rest for _, rest in split))
+        fresh = [word for word in found if word not in words]
         spaced = self._encoded([f" {word}" for word in fresh])
         words.update(zip(fresh, spaced, strict=True))
         look_up = words.__getitem__
