@@ -113,6 +113,7 @@ def collect(root: RunRoot) -> RunView:
     if "evaluate" in dirs:
         table = tuple(_table(dirs["evaluate"].table, notes))
         tokens = tuple(_table(dirs["evaluate"].token_view, notes))
+    checks = dict(_checks(dirs, names, notes))
     return RunView(
         path=root.path,
         recipe=str(index.get("recipe", "")),
@@ -122,7 +123,7 @@ def collect(root: RunRoot) -> RunView:
         notes=tuple(notes),
         tokens=tokens,
         against=tuple(_against(root, stages.get("evaluate"))),
-        checks=dict(_checks(dirs, names, notes)),
+        checks=checks,
     )
 
 
