@@ -1,6 +1,7 @@
 """`nplus data check`: its options, what it prints, and its exit codes."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -21,8 +22,6 @@ def call(*arguments):
 
 
 def write(name, rows):
-    from pathlib import Path
-
     Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -88,7 +87,7 @@ def test_the_other_file_is_held_out():
 def test_a_recipe_that_trains_its_tokenizer_says_so():
     write("p.jsonl", posts())
     report = json.loads(call("p.jsonl", "--recipe", "toy", "--json").stdout)
-    assert "trained on the first 20 rows" in report["tokenizer"]["why"]
+    assert "trained on 20 texts of it" in report["tokenizer"]["why"]
     assert report["lengths"]["unit"] == "tokens"
 
 

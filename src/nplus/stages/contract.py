@@ -7,14 +7,18 @@ anything; warnings are told in a line, and kept.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nplus.data.check import Checker, check_source, one_line
 from nplus.data.check.report import require
 from nplus.data.check.rows import as_raw
+from nplus.data.check.source import first_rows, parts
+from nplus.data.files import is_local
 from nplus.data.fit import Raw
 from nplus.data.sources import RawComparison, RawDemonstration
+from nplus.data.tldr import fill
 from nplus.records import Comparison, Demonstration, InputError, RowError
 
 if TYPE_CHECKING:
@@ -28,13 +32,15 @@ if TYPE_CHECKING:
 NAMED = 5
 """Faulty rows that a message names."""
 BPE_ROWS = 8_000
-"""Rows that a tokenizer is trained on, where a run would train one on all of them."""
+"""Rows that a tokenizer is trained on at most, where a run would train one on all of them."""
 
 
 def check(
     source: str, config: RunConfig, tokenizer: Path | None = None, against: Iterable[str] = ()
 ) -> dict[str, Any]:
     """A source as a run of `config` would read it; the report says by which tokenizer."""
+    if is_local(source):
+        next(parts(source))  # InputError where nothing is there, before a tokenizer is loaded
     codec, told = codec_of(source, config, tokenizer)
     report = check_source(source, config.data, codec, against)
     return {"recipe": config.recipe, "tokenizer": told, "limits": _limits(config), **report}
@@ -59,7 +65,7 @@ def codec_of(
         if not texts:
             return None, {"name": None, "why": "no row to train a tokenizer on"}
         codec = train_bpe(texts, config.tokenizer.vocab_size, pad)
-        why = f"trained on the first {len(texts):,} rows: a run's own may differ by a few tokens"
+        why = f"trained on {len(texts):,} texts of it: a run's own may differ by a few tokens"
         return codec.with_rules(rules), {"name": f"BPE of {codec.size} tokens", "why": why}
     from nplus.models.files import model_source
 
@@ -75,10 +81,6 @@ def codec_of(
 
 def _texts(source: str, config: RunConfig) -> Iterable[str]:
     """Texts of the first rows, as a tokenizer is trained on them."""
-    from itertools import islice
-
-    from nplus.data.check.source import first_rows
-    from nplus.data.tldr import fill
     from nplus.data.tokens import response_text
 
     for row in islice(first_rows(source, config.data), BPE_ROWS):
