@@ -503,10 +503,11 @@ def test_records_of_a_run_are_known(write: Write) -> None:
         | {"choice": n % 2, "split": "train"}
         for n in range(4)
     ]
-    rows += [rows[0] | {"responses": ["z", "z"]}, rows[1] | {"responses": ["z"]}]
+    rows += [rows[0] | {"responses": ["z", "z"]}, rows[1] | {"responses": ["z"]}, {"id": "b"}]
     report = check_source(write("comparisons.jsonl", rows), DataConfig())
     assert rows_of(report, "identical_pair") == [5]
     assert rows_of(report, "wrong_type") == [6]
+    assert rows_of(report, "missing_field") == [7]
     assert report["files"][0]["kind"] == "records"
 
 

@@ -51,6 +51,8 @@ PROMPTS = (
     QUERY,
     Layout(("prompt",), "{prompt}", None, "", ("prompt",)),
 )
+RECORD = ("query", "responses", "choice")
+"""Columns of a run's own comparisons."""
 SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -145,7 +147,7 @@ def kind_of(row: Mapping[str, Any], template: str | None = None) -> str:
     keys = row.keys()
     if {"summaries", "info"} & keys or {"chosen", "rejected"} <= keys:
         return "comparisons"
-    if {"query", "responses", "choice"} <= keys:
+    if set(RECORD) <= keys:
         return "records"
     try:
         layout_of(row, "", template=template)
@@ -300,6 +302,10 @@ def _prompt_layout(
 
 def _record(where: str, row: Mapping[str, Any], split: str) -> Raw:
     """A comparison as a stage of a run writes it."""
+    for name in RECORD:
+        if name not in row:
+            message = f"{where}: no field {name!r}, found {sorted(row)}; add it or remove the row"
+            raise RowError(message, "missing_field", name)
     check_choice(where, row["choice"])
     sides = row["responses"]
     if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(s, str) for s in sides):
