@@ -82,6 +82,11 @@ def test_the_options_of_a_command_stay_a_handful():
         "evaluate": {"--against"},
         "ablate": {"--seeds", "--jobs", "--out", "--recipe", "--flip", "--set", "--config"},
         "scale": {"--sizes", "--seeds", "--jobs", "--out", "--set", "--config"},
+        "data": set(),
+        "data check": {
+            *("--recipe", "--set", "--config", "--tokenizer", "--against", "--rows", "--json"),
+            "--out",
+        },
         "tune": {"--show", "--json", "--force", "--device"},
     }
 
@@ -89,7 +94,12 @@ def test_the_options_of_a_command_stay_a_handful():
 def _commands():
     import typer
 
-    return typer.main.get_command(app).commands
+    found = dict(typer.main.get_command(app).commands)
+    return found | {
+        f"{name} {sub}": command
+        for name, group in found.items()
+        for sub, command in getattr(group, "commands", {}).items()
+    }
 
 
 def test_recipes_are_listed_with_a_line_each():

@@ -40,7 +40,7 @@ ALLOWED = {
     "runs": "records",
     "metrics": "ops",
     "batches": "ops metrics",
-    "data": "records batches config seeding",
+    "data": "records batches config seeding stats",
     "models": "ops batches config records",
     "algorithms": "ops batches metrics config records",
     "training": "ops batches metrics config records runs distributed",

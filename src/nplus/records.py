@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,16 @@ from typing import Any, Literal, Protocol, TypeVar
 class InputError(ValueError):
     """The user's input is wrong: one clear message naming file, row or key and the mend (exit
     code 2)."""
+
+
+class RowError(InputError):
+    """One row of the user's data is wrong; `kind` is the name that `nplus data check` has for it,
+    `field` the column where it is one."""
+
+    def __init__(self, message: str, kind: str, field: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.field = field
 
 
 class StopError(RuntimeError):
@@ -146,35 +157,8 @@ Record = TypeVar(
 def parse_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """`(line number, object)` of a JSONL file; an `InputError` names the line that is broken."""
     for number, line in _lines(path):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{where}: not UTF-8 text (byte {error.start + 1} of it); save the file as UTF-8"
-            ) from error
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{where}: not valid JSON ({error.msg} at column {error.colno}); "
-                "mend or remove the line"
-            ) from error
-        except (ValueError, RecursionError) as error:  # a number or nesting without bounds
-            raise InputError(
-                f"{where}: not JSON that can be read ({error}); mend or remove the line"
-            ) from error
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{where}: expected a JSON object, found {type(row).__name__}; "
-                "write one object a line"
-            )
-        if b"\\ud" in line.lower() and not _writable(row):
-            raise InputError(
-                f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff), which is no "
-                "character; mend or remove the line"
-            )
-        yield number, row
+        if line.strip():
+            yield number, parse_line(line, f"{path}, line {number}", first=number == 1)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -188,13 +172,46 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         ) from error
 
 
-def _writable(row: Mapping[str, Any]) -> bool:
-    """Whether every text of a row can be written as UTF-8."""
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""An escape of half a character; two in a row are one character, one alone is none."""
+
+
+def parse_line(line: bytes, where: str, *, first: bool = False) -> dict[str, Any]:
+    """The object of one line, whose text is all of whole characters; `RowError` says what is wrong.
+
+    `first`: a byte-order mark may stand before it.
+    """
     try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        row = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+        if SURROGATE.search(line):
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise RowError(
+            f"{where}: not UTF-8 text (byte {error.start + 1} of it); save the file as UTF-8",
+            "not_utf8",
+        ) from error
+    except UnicodeEncodeError as error:
+        raise RowError(
+            f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff), which is no "
+            "character; mend or remove the line",
+            "half_character",
+        ) from error
+    except json.JSONDecodeError as error:
+        raise RowError(
+            f"{where}: not valid JSON ({error.msg} at column {error.colno}); "
+            "mend or remove the line",
+            "broken_json",
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
+        raise RowError(
+            f"{where}: JSON that cannot be read ({error}); mend or remove the line", "broken_json"
+        ) from error
+    if not isinstance(row, dict):
+        raise RowError(
+            f"{where}: expected a JSON object, found {type(row).__name__}; write one object a line",
+            "not_an_object",
+        )
+    return row
 
 
 def read_records(path: Path, kind: type[Record]) -> list[Record]:

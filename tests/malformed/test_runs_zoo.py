@@ -11,6 +11,13 @@ from zoo_runs import CASES, RUN, TOLERATED, stage
 from nplus.cli import app
 
 
+def unsigned(manifest):
+    """Without hashes, by which any damage would be seen before what it does to a row is."""
+    row = json.loads(manifest.read_text(encoding="utf-8"))
+    del row["digest"]
+    manifest.write_text(json.dumps({**row, "outputs": []}), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A whole run of the smallest size, from the command line."""
@@ -22,6 +29,8 @@ def finished(tmp_path_factory):
         patch.setattr("nplus.cli.run._show", lambda root, console: None)
         result = CliRunner().invoke(app, RUN)
     assert result.exit_code == 0, result.output
+    for manifest in (where / "r").glob("*/manifest.json"):
+        unsigned(manifest)
     return where / "r"
 
 

@@ -239,3 +239,25 @@ def test_completions_from_elsewhere_are_shown_with_what_was_left_out(make_run):
         where.path.name,
     ):
         assert part in text, part
+
+
+def test_what_the_data_check_found_is_shown_as_text(build_run, tmp_path):
+    root = build_run(tmp_path / "run")
+    evil = "<script>alert('row')</script>"
+    found = {
+        **{"kind": "duplicate_row", "severity": "warning", "count": 1234, "of": 5000},
+        **{"unit": "rows", "share": 0.2468, "cause": "the same row again", "mend": "remove it"},
+        "rows": [{"file": f"{evil}.jsonl", "row": 7, "split": "train", "field": "", "why": "x"}],
+    }
+    lengths = {"unit": "tokens", "query": None, "response": None, "truncated": None, "eos": None}
+    root.stages()["data"].write_data_check(
+        {"rows": 5000, "findings": [found], "lengths": lengths, "length_bias": None}
+    )
+    page = scan(root)
+    text = " ".join(page.text)
+    for part in ("Data check: data", "duplicate_row", "1,234", "24.68% of rows", "remove it"):
+        assert part in text
+    assert f"{evil}.jsonl:7" in text
+    assert not any("alert('row')" in script for _, script in page.scripts)
+    root.stages()["data"].data_check_path.write_text("{torn", encoding="utf-8")
+    assert "no data check is shown" in " ".join(scan(root).text)

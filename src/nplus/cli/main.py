@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from nplus import __version__
-from nplus.cli import check, details, evaluate, grid, run, tune
+from nplus.cli import check, data, details, evaluate, grid, run, tune
 from nplus.records import InputError, StopError, StorageError
 
 # Of click, or of the copy of click that typer carries.
@@ -110,6 +110,7 @@ def main(
 
 app.command("run")(run.run)
 app.command("check")(check.check)
+app.add_typer(data.app, name="data")
 app.command("details")(details.details)
 app.command("recipes")(check.recipes)
 app.command("report")(run.report)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nplus.config.data import CNNDM_TEMPLATE, DataConfig
 from nplus.data.fit import Fitted, Limits, fit, kept, refuse, require_rows, summary
 from nplus.data.sources import RawComparison, load_comparisons
 from nplus.data.splits import set_aside
-from nplus.data.tokens import Codec
-from nplus.records import Comparison, InputError
+from nplus.records import Comparison, InputError, RowError
+
+if TYPE_CHECKING:
+    from nplus.data.tokens import Codec
 
 CNNDM_BATCHES = ("batch0_cnndm", "cnndm0", "cnndm2")
 NEWS_SPLIT = "validation_cnndm"
@@ -30,9 +32,11 @@ def split_of(row: RawComparison) -> str:
     """Detail A11: `train`, `valid1` or `valid2` as the row says; held-out news apart."""
     name = SPLIT_NAMES.get(row.split)
     if name is None:
-        raise InputError(
+        raise RowError(
             f"{row.where}: split {row.split!r} is unknown; expected one of "
-            f"{', '.join(LABEL_SPLITS)}, or files named train, valid and test"
+            f"{', '.join(LABEL_SPLITS)}, or files named train, valid and test",
+            "unknown_split",
+            "split",
         )
     return NEWS_SPLIT if name != "train" and is_news(row) else name
 
@@ -75,23 +79,25 @@ def fit_comparisons(
     return records, report
 
 
-def _fit_split(rows: Sequence[RawComparison], codec: Codec, data: DataConfig) -> list[Fitted]:
-    cfg = data.comparisons
-    key = "data.comparisons."
-    posts = Limits(
+def comparison_limits(data: DataConfig, *, news: bool) -> tuple[int, Limits]:
+    """The most tokens of a query, and the limits of what stands behind it."""
+    cfg, key = data.comparisons, "data.comparisons."
+    if news:
+        return cfg.max_news_query_tokens, Limits(
+            cfg.max_news_response_tokens,
+            f"{key}max_news_response_tokens",
+            cfg.max_news_length,
+            f"{key}max_news_length",
+        )
+    return data.max_query_tokens, Limits(
         cfg.max_response_tokens, f"{key}max_response_tokens", cfg.max_length, f"{key}max_length"
     )
-    news = Limits(
-        cfg.max_news_response_tokens,
-        f"{key}max_news_response_tokens",
-        cfg.max_news_length,
-        f"{key}max_news_length",
-    )
+
+
+def _fit_split(rows: Sequence[RawComparison], codec: Codec, data: DataConfig) -> list[Fitted]:
     found: dict[int, Fitted] = {}
-    for limits, query_limit, of_news in (
-        (posts, data.max_query_tokens, False),
-        (news, cfg.max_news_query_tokens, True),
-    ):
+    for of_news in (False, True):
+        query_limit, limits = comparison_limits(data, news=of_news)
         index = [at for at, row in enumerate(rows) if is_news(row) == of_news]
         part = [rows[at] for at in index]
         fitted = fit(part, codec, data, query_limit=query_limit, limits=limits)

@@ -38,20 +38,25 @@ def rows_of(path: Path) -> Iterator[Place]:
     if path.suffix != ".parquet":
         yield from ((f"{path}, line {n}", row) for n, row in parse_lines(path))
         return
+    for number, row in enumerate(parquet_rows(path), 1):
+        yield f"{path}, row {number}", row
+
+
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file without the ids of another tokenizer, some thousands at a time."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        columns = _texts(pyarrow.parquet.read_schema(path).names)
-        table = pyarrow.parquet.read_table(path, columns=columns)
-        rows = table.to_pylist()
+        file = pyarrow.parquet.ParquetFile(path)
+        columns = _texts(file.schema_arrow.names)
+        for batch in file.iter_batches(batch_size=4096, columns=columns):
+            yield from batch.to_pylist()
     # ValueError: a column of texts that are no UTF-8
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(
             f"{path}: not a readable Parquet file ({error}); write it again, or give JSONL"
         ) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{path}, row {number}", row
 
 
 def _texts(columns: Iterable[str]) -> list[str]:
@@ -68,7 +73,7 @@ def open_source(source: str | Path) -> dict[str, list[Place]]:
         path = Path(source).expanduser()
         if path.is_dir():
             splits = _folder(path)
-        elif path.exists() or path.suffix in SUFFIXES or _is_path(str(source)):
+        elif is_local(source):
             splits = {"": list(rows_of(path))}
         else:
             splits = _hub(str(source))
@@ -89,11 +94,30 @@ def every_file(path: Path, only: Container[str] | None = None) -> dict[str, list
     """Rows of the files in a folder and in its `data/`, by split, or by file name where that names
     none; of the files named in `only`, where it is given."""
     found: dict[str, list[Place]] = {}
-    for file in sorted([*path.iterdir(), *path.glob("data/*")]):
-        name = re.sub(r"-\d+-of-\d+$", "", file.stem)  # a shard
-        if file.suffix in SUFFIXES and (only is None or name in only):
+    for name, file in named_files(path):
+        if only is None or name in only:
             found.setdefault(SPLIT_NAMES.get(name, name), []).extend(rows_of(file))
     return found
+
+
+def named_files(path: Path) -> list[tuple[str, Path]]:
+    """`(name, file)` of the files with rows in a folder and in its `data/`; shards share a name."""
+    return [
+        (re.sub(r"-\d+-of-\d+$", "", file.stem), file)
+        for file in sorted([*path.iterdir(), *path.glob("data/*")])
+        if file.suffix in SUFFIXES
+    ]
+
+
+def is_local(source: str | Path) -> bool:
+    """Whether a source means a file or folder here, and not a hub dataset."""
+    path = Path(source).expanduser()
+    return (
+        path.exists()
+        or path.suffix in SUFFIXES
+        or path.is_absolute()
+        or str(source)[:1] in (".", "~", "")
+    )
 
 
 def _folder(path: Path) -> dict[str, list[Place]]:
@@ -107,6 +131,13 @@ def _folder(path: Path) -> dict[str, list[Place]]:
 
 
 def _hub(source: str) -> dict[str, list[Place]]:
+    splits = {split: list(rows) for split, rows in hub_rows(source).items()}
+    check_rows(source, {split: len(rows) for split, rows in splits.items()})
+    return splits
+
+
+def hub_rows(source: str) -> dict[str, Iterable[Place]]:
+    """Rows of a hub dataset by split, without their token ids."""
     import datasets
 
     name, _, configuration = source.partition(":")
@@ -118,15 +149,13 @@ def _hub(source: str) -> dict[str, list[Place]]:
             f"{source}: neither a file here nor a hub dataset that could be loaded ({reason}); "
             "check the name, or give a local file or folder"
         ) from error
-    splits = {
-        SPLIT_NAMES.get(split, split): [
-            (f"{source}, split {split}, row {number}", row)
-            for number, row in enumerate(rows.select_columns(_texts(rows.column_names)), 1)
-        ]
-        for split, rows in loaded.items()
-    }
-    check_rows(source, {split: len(rows) for split, rows in splits.items()})
-    return splits
+
+    def places(split: str, rows: Any) -> Iterator[Place]:
+        texts = rows.select_columns(_texts(rows.column_names))
+        for number, row in enumerate(texts, 1):
+            yield f"{source}, split {split}, row {number}", row
+
+    return {SPLIT_NAMES.get(split, split): places(split, rows) for split, rows in loaded.items()}
 
 
 def check_rows(source: str, found: Mapping[str, int]) -> None:

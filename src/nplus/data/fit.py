@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nplus.config.data import DataConfig
 from nplus.data.sources import RawComparison, RawDemonstration
 from nplus.data.tldr import fill, truncate_query
-from nplus.data.tokens import Codec
 from nplus.records import InputError
 
+if TYPE_CHECKING:
+    from nplus.data.tokens import Codec
+
 Raw = RawDemonstration | RawComparison
+
+UNLIMITED = ("pretrain", "news")
+"""Splits whose responses no policy has to end within `max_response_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,17 @@ class Limits:
     response_key: str
     length: int | None
     length_key: str
+
+
+def demonstration_limits(data: DataConfig, split: str) -> Limits:
+    """The limits of a split of demonstrations."""
+    bounded = split not in UNLIMITED
+    return Limits(
+        data.max_response_tokens if bounded else None,
+        "data.max_response_tokens",
+        data.max_length if bounded else None,
+        "data.max_length",
+    )
 
 
 @dataclass(frozen=True, slots=True)

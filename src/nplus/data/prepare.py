@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,15 @@ from nplus.config.data import DataConfig, TokenizerConfig, WorldConfig
 from nplus.data.collate import check_seam
 from nplus.data.comparisons import by_split, fit_comparisons, read_comparisons
 from nplus.data.files import SPLITS
-from nplus.data.fit import Fitted, Limits, fit, kept, refuse, require_rows, summary
+from nplus.data.fit import (
+    Fitted,
+    demonstration_limits,
+    fit,
+    kept,
+    refuse,
+    require_rows,
+    summary,
+)
 from nplus.data.sources import (
     RawComparison,
     RawDemonstration,
@@ -29,14 +37,17 @@ from nplus.data.tldr import fill
 from nplus.data.tokens import Codec, response_text, train_bpe
 from nplus.records import Comparison, Demonstration, InputError, read_records, write_records
 
-__all__ = ["DataDir", "prepare", "read_comparisons"]
+__all__ = ["DataDir", "Inspect", "prepare", "read_comparisons"]
+
+Inspect = Callable[
+    [Mapping[str, Sequence[RawDemonstration]], Mapping[str, list[RawComparison]], Codec], None
+]
+"""Looks at demonstrations and comparisons by split; what it raises stops the preparation."""
 
 SEAM_ROWS = 64
 VOCABULARY_ROWS = 8_000
 REFERENCE_POLICY = "ref"
 LABELLED = "labelled.jsonl"
-UNLIMITED = ("pretrain", "news")
-"""Splits whose responses no policy has to end within `max_response_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,7 @@ def prepare(
     *,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    inspect: Inspect | None = None,
 ) -> dict[str, Any]:
     """Fill `out` with `<split>.jsonl` of Demonstrations, `tokenizer/`, the world's facts, and
     `labelled.jsonl` of people's comparisons where there are some.
@@ -65,12 +77,15 @@ def prepare(
     Returns `splits` (counts, token lengths, truncated share, dropped rows), `tokenizer` (size,
     required_rows), `overlap` (held-out queries that training holds too), `seam_mismatches` and
     `comparisons`, like `splits`. Bad input is an InputError before the first file is written,
-    a length constant smaller than the data too (Detail A8).
+    a length constant smaller than the data too (Detail A8). `inspect` is shown the rows before
+    that, in their splits but not yet cut to length.
     """
     with _gather(data) as gathered:
         codec = _codec(tokenizer, model_source, gathered, trust_remote_code, revision)
         records, report = _demonstrations(gathered.splits, codec, data)
         labelled, labels = fit_comparisons(dict(gathered.comparisons), codec, data)
+        if inspect is not None:
+            inspect(gathered.splits, gathered.comparisons, codec)
         for split, part in records.items():
             write_records(out / f"{split}.jsonl", part)
         for target, source in gathered.copies.items():
@@ -239,10 +254,7 @@ def _demonstrations(
 def _fit(
     rows: Sequence[RawDemonstration], codec: Codec, data: DataConfig, split: str
 ) -> list[Fitted]:
-    response, length = data.max_response_tokens, data.max_length
-    limits = Limits(response, "data.max_response_tokens", length, "data.max_length")
-    if split in UNLIMITED:
-        limits = replace(limits, response=None, length=None)
+    limits = demonstration_limits(data, split)
     return fit(rows, codec, data, query_limit=data.max_query_tokens, limits=limits)
 
 

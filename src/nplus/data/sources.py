@@ -11,7 +11,7 @@ from typing import Any
 from nplus.config.data import CNNDM_TEMPLATE, POST_TEMPLATE, TLDR_TEMPLATE
 from nplus.data.files import Place, every_file, open_source
 from nplus.data.tldr import template_fields
-from nplus.records import InputError
+from nplus.records import InputError, RowError
 
 RESPONSE_COLUMNS = ("summary", "highlights", "reference_response", "response", "completion")
 EOS_TEXT = "<|endoftext|>"
@@ -93,17 +93,14 @@ def demonstrations(
 ) -> list[RawDemonstration]:
     """Checked demonstrations; the first row's columns tell the layout of all."""
     where, first = rows[0]
-    if template is None:
-        layout = _recognise(DEMONSTRATIONS, first, where)
-    else:
-        layout = _explicit(template, cut_field, first, where)
-    found = [_demonstration(place, row, layout) for place, row in rows]
+    layout = layout_of(first, where, template=template, cut_field=cut_field)
+    found = [demonstration(place, row, layout) for place, row in rows]
     _require_one_post_an_id(found)
     return found
 
 
 def _require_one_post_an_id(rows: Sequence[RawDemonstration]) -> None:
-    """InputError where two posts of a file have one id: scores, noise and splits go by it.
+    """RowError where two posts of a file have one id: scores, noise and splits go by it.
 
     A post may stand there again, with another summary or the same.
     """
@@ -112,21 +109,34 @@ def _require_one_post_an_id(rows: Sequence[RawDemonstration]) -> None:
         first = seen.setdefault(row.id, row)
         same = first.fields == row.fields and (row.fields or first.response == row.response)
         if not same:
-            raise InputError(
+            raise RowError(
                 f"{row.where}: id {row.id[:80]!r} is that of another post too ({first.where}); "
-                "give each post an id of its own, or leave the column out"
+                "give each post an id of its own, or leave the column out",
+                "duplicate_id",
+                "id",
             )
 
 
-def _recognise(layouts: tuple[Layout, ...], row: Mapping[str, Any], where: str) -> Layout:
+def layout_of(
+    row: Mapping[str, Any], where: str, *, template: str | None = None, cut_field: str | None = None
+) -> Layout:
+    """The layout of a demonstration, by the given template or else by its columns."""
+    if template is None:
+        return recognise(DEMONSTRATIONS, row, where)
+    return _explicit(template, cut_field, row, where)
+
+
+def recognise(layouts: tuple[Layout, ...], row: Mapping[str, Any], where: str) -> Layout:
+    """The first layout whose columns are all there; `RowError` lists them."""
     for layout in layouts:
         if set(layout.columns) <= row.keys():
             return layout
     accepted = "; ".join(", ".join(layout.columns) for layout in layouts)
-    raise InputError(
+    raise RowError(
         f"{where}: found columns {sorted(row)}, which match no known data; accepted are: "
         f"{accepted}. "
-        "Rename columns, or name them in data.template"
+        "Rename columns, or name them in data.template",
+        "unknown_columns",
     )
 
 
@@ -134,9 +144,10 @@ def _explicit(template: str, cut_field: str | None, row: Mapping[str, Any], wher
     names = template_fields(template)
     response = next((c for c in RESPONSE_COLUMNS if c in row and c not in names), None)
     if response is None:
-        raise InputError(
+        raise RowError(
             f"{where}: no column with the reference text, found {sorted(row)}; "
-            f"name it one of {', '.join(RESPONSE_COLUMNS)}"
+            f"name it one of {', '.join(RESPONSE_COLUMNS)}",
+            "unknown_columns",
         )
     if not names:
         raise InputError("data.template names no column: write one in braces, as in {post}")
@@ -150,7 +161,8 @@ def _explicit(template: str, cut_field: str | None, row: Mapping[str, Any], wher
     return Layout((*names, response), template, cut_field, response, (cut_field,))
 
 
-def _demonstration(where: str, row: Mapping[str, Any], layout: Layout) -> RawDemonstration:
+def demonstration(where: str, row: Mapping[str, Any], layout: Layout) -> RawDemonstration:
+    """One row, checked; `RowError` says what is wrong with it."""
     fields = _fields(where, row, layout)
     response = _prose(where, row, layout.response)
     return RawDemonstration(
@@ -163,24 +175,35 @@ def _demonstration(where: str, row: Mapping[str, Any], layout: Layout) -> RawDem
     )
 
 
+def prompt(where: str, row: Mapping[str, Any], layout: Layout) -> RawDemonstration:
+    """One row without a response, checked like a demonstration."""
+    fields = _fields(where, row, layout)
+    name = _identity(row, *fields.values())
+    return RawDemonstration(where, name, layout.template, layout.cut_field, fields, "")
+
+
 def _fields(where: str, row: Mapping[str, Any], layout: Layout) -> dict[str, str]:
     fields = {name: _text(where, row, name) for name in template_fields(layout.template)}
     for name in layout.required:
         if not fields[name].strip():
-            raise InputError(f"{where}: field {name!r} is empty; fill it in or remove the row")
+            raise _empty(where, name)
     return fields
 
 
 def _text(where: str, row: Mapping[str, Any], name: str) -> str:
     if name not in row:
-        raise InputError(
-            f"{where}: no field {name!r}, found {sorted(row)}; add it or remove the row"
+        raise RowError(
+            f"{where}: no field {name!r}, found {sorted(row)}; add it or remove the row",
+            "missing_field",
+            name,
         )
     value = row[name]
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
-        raise InputError(
-            f"{where}: field {name!r} is {kind}, expected text; mend or remove the row"
+        raise RowError(
+            f"{where}: field {name!r} is {kind}, expected text; mend or remove the row",
+            "wrong_type",
+            name,
         )
     return value
 
@@ -191,8 +214,13 @@ def _prose(where: str, row: Mapping[str, Any], name: str) -> str:
     if name in ("reference_response", "chosen", "rejected"):
         text = text.removesuffix(EOS_TEXT).rstrip()
     if not text:
-        raise InputError(f"{where}: field {name!r} is empty; fill it in or remove the row")
+        raise _empty(where, name)
     return text
+
+
+def _empty(where: str, name: str) -> RowError:
+    message = f"{where}: field {name!r} is empty; fill it in or remove the row"
+    return RowError(message, "empty_field", name)
 
 
 def _identity(row: Mapping[str, Any], *texts: str) -> str:
@@ -215,14 +243,25 @@ def load_comparisons(
     # OpenAI names its files after batches, not splits: of a folder, every file is read.
     path = Path(source).expanduser()
     splits = (every_file(path) if path.is_dir() else {}) or open_source(source)
-    loaded = []
-    for split, rows in splits.items():
-        for where, row in rows:
-            if "summaries" in row or "info" in row:
-                loaded.append(_openai(where, row, template, cut_field))
-            else:
-                loaded.append(_preference(where, row, split or "train"))
-    return loaded
+    return [
+        comparison(where, row, split, template=template, cut_field=cut_field)
+        for split, rows in splits.items()
+        for where, row in rows
+    ]
+
+
+def comparison(
+    where: str,
+    row: Mapping[str, Any],
+    split: str = "",
+    *,
+    template: str | None = None,
+    cut_field: str | None = None,
+) -> RawComparison:
+    """One row of any known schema, checked; `RowError` says what is wrong with it."""
+    if "summaries" in row or "info" in row:
+        return _openai(where, row, template, cut_field)
+    return _preference(where, row, split or "train")
 
 
 def _openai(
@@ -232,13 +271,11 @@ def _openai(
     sides = _part(where, row, "summaries", list)
     choice = row.get("choice")
     if len(sides) != 2 or not all(isinstance(side, dict) for side in sides):
-        raise InputError(
+        message = (
             f"{where}: field 'summaries' must hold two objects with 'text'; mend or remove the row"
         )
-    if isinstance(choice, bool) or choice not in (0, 1):
-        raise InputError(
-            f"{where}: field 'choice' is {choice!r}, expected 0 or 1; mend or remove the row"
-        )
+        raise RowError(message, "wrong_type", "summaries")
+    check_choice(where, choice)
     layout = _query_layout(info, template, cut_field)
     fields = _fields(f"{where}, info", info, layout)
     # A policy that ends at once has written an empty text, and people have compared it.
@@ -261,17 +298,34 @@ def _openai(
     )
 
 
+def check_choice(where: str, choice: Any) -> None:
+    """`RowError` unless it is 0 or 1."""
+    if isinstance(choice, bool) or choice not in (0, 1):
+        raise RowError(
+            f"{where}: field 'choice' is {choice!r:.40}, expected 0 or 1; mend or remove the row",
+            "wrong_value",
+            "choice",
+        )
+
+
 def _confidence(where: str, row: Mapping[str, Any]) -> int | None:
     """1 to 9; None where a batch has none, or null (section 7.2)."""
     extra = row.get("extra")
     if not isinstance(extra, dict | None):
         kind = type(extra).__name__
-        raise InputError(f"{where}: field 'extra' is {kind}, expected an object; mend or remove it")
+        raise RowError(
+            f"{where}: field 'extra' is {kind}, expected an object; mend or remove it",
+            "wrong_type",
+            "extra",
+        )
     value = (extra or {}).get("confidence")
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
-    raise InputError(
-        f"{where}: field 'extra.confidence' is {value!r}, expected 1 to 9 or null; mend the row"
+    raise RowError(
+        f"{where}: field 'extra.confidence' is {value!r:.40}, expected 1 to 9 or null; mend the "
+        "row",
+        "wrong_value",
+        "extra.confidence",
     )
 
 
@@ -282,8 +336,10 @@ def _name(where: str, row: Mapping[str, Any], key: str, default: str = "") -> st
         return default
     if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
-    raise InputError(
-        f"{where}: field {key!r} is {type(value).__name__}, expected text; mend or remove the row"
+    raise RowError(
+        f"{where}: field {key!r} is {type(value).__name__}, expected text; mend or remove the row",
+        "wrong_type",
+        key,
     )
 
 
@@ -300,9 +356,11 @@ def _query_layout(info: Mapping[str, Any], template: str | None, cut_field: str 
 
 def _part(where: str, row: Mapping[str, Any], name: str, kind: type) -> Any:
     if not isinstance(row.get(name), kind):
-        raise InputError(
+        raise RowError(
             f"{where}: no field {name!r} of OpenAI's comparisons (info, summaries, choice), "
-            f"found {sorted(row)}; mend or remove the row"
+            f"found {sorted(row)}; mend or remove the row",
+            "wrong_type" if row.get(name) is not None else "missing_field",
+            name,
         )
     return row[name]
 
@@ -310,7 +368,7 @@ def _part(where: str, row: Mapping[str, Any], name: str, kind: type) -> Any:
 def _preference(where: str, row: Mapping[str, Any], split: str) -> RawComparison:
     if {"chosen", "rejected"} <= row.keys() and not {"prompt", "query"} & row.keys():
         row = _explicit_prompt(where, row)
-    layout = _recognise(PREFERENCES, row, where)
+    layout = recognise(PREFERENCES, row, where)
     fields = _fields(where, row, layout)
     return RawComparison(
         where=where,
@@ -337,8 +395,9 @@ def _explicit_prompt(where: str, row: Mapping[str, Any]) -> dict[str, Any]:
     turn = "\n\nAssistant:"
     end = chosen.rfind(turn) + len(turn)
     if turn not in chosen or chosen[:end] != rejected[:end]:
-        raise InputError(
+        raise RowError(
             f"{where}: 'chosen' and 'rejected' share no prompt that ends in {turn!r}; "
-            "give a column 'prompt'"
+            "give a column 'prompt'",
+            "no_shared_prompt",
         )
     return {**row, "prompt": chosen[:end], "chosen": chosen[end:], "rejected": rejected[end:]}

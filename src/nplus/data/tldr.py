@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from string import Formatter
 
 from nplus.records import InputError
@@ -12,6 +13,7 @@ from nplus.records import InputError
 Encode = Callable[[str], Sequence[int]]
 
 
+@lru_cache(maxsize=64)
 def template_fields(template: str) -> tuple[str, ...]:
     """Names in braces, in order of appearance; InputError for a template that cannot be filled."""
     try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class RunView:
     """The token view's rows (Detail H5)."""
     against: tuple[Row, ...] = ()
     """Results of comparisons with completions from elsewhere, of this evaluation."""
+    checks: Mapping[str, Row] = field(default_factory=dict)
+    """What `nplus data check` found in a stage's data."""
 
     @property
     def name(self) -> str:
@@ -111,6 +113,7 @@ def collect(root: RunRoot) -> RunView:
     if "evaluate" in dirs:
         table = tuple(_table(dirs["evaluate"].table, ROW, notes))
         tokens = tuple(_table(dirs["evaluate"].token_view, VIEW, notes))
+    checks = dict(_checks(dirs, names, notes))
     return RunView(
         path=root.path,
         recipe=str(index.get("recipe", "")),
@@ -120,7 +123,21 @@ def collect(root: RunRoot) -> RunView:
         notes=tuple(notes),
         tokens=tokens,
         against=tuple(_against(root, stages.get("evaluate"))),
+        checks=checks,
     )
+
+
+def _checks(
+    dirs: Mapping[str, StageDir], names: Iterable[str], notes: list[str]
+) -> Iterator[tuple[str, Row]]:
+    for name in names:
+        try:
+            found = dirs[name].data_check()
+        except ValueError:
+            notes.append(f"{dirs[name].data_check_path}: is no JSON, so no data check is shown")
+            continue
+        if found is not None:
+            yield name, found
 
 
 def _against(root: RunRoot, evaluation: StageView | None) -> Iterator[Row]:

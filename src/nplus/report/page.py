@@ -19,6 +19,7 @@ import jinja2
 from nplus.report import analyses, figures
 from nplus.report.against import against_rows, coverage
 from nplus.report.collect import Row, RunView, StageView, collect, number
+from nplus.report.data_check import page_row
 from nplus.report.shapes import SYSTEMS
 from nplus.report.tables import (
     DASH,
@@ -103,6 +104,7 @@ def render(run: RunView) -> str:
         config=outline(run.config),
         stages=[_stage(stage) for stage in run.stages.values()],
         versions=_versions(run),
+        checks=[page_row(name, found) for name, found in run.checks.items()],
         finished=_finished(run),
     )
 

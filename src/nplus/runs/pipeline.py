@@ -6,7 +6,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,20 +95,11 @@ class Pipeline:
         where.path.mkdir(parents=True, exist_ok=True)
         kept = where.records()
         where.drop_unfinished()
-        manifest = Manifest(
-            stage=name,
-            key=key,
-            status="running",
-            config=config,
-            seed=self.seed,
-            inputs=tuple(
-                {"role": r, "path": self._where(w), "hash": resolved[r]} for r, w in inputs.items()
-            ),
-            code_version=code_version(),
-            packages=package_versions(),
-            device=self.device,
-            compute=self.compute,
-            started=_now(),
+        manifest = self._begun(
+            name,
+            key,
+            config,
+            [{"role": r, "path": self._where(w), "hash": resolved[r]} for r, w in inputs.items()],
         )
         manifest.write(where.manifest_path)
         where.event("started", key=key)
@@ -139,6 +130,24 @@ class Pipeline:
         self.worked = True
         self.on_stage(name, where, "done")
         return where
+
+    def _begun(
+        self, name: str, key: str, config: Any, inputs: Sequence[Mapping[str, str]]
+    ) -> Manifest:
+        """The manifest of a stage that begins now."""
+        return Manifest(
+            stage=name,
+            key=key,
+            status="running",
+            config=config,
+            seed=self.seed,
+            inputs=tuple(inputs),
+            code_version=code_version(),
+            packages=package_versions(),
+            device=self.device,
+            compute=self.compute,
+            started=_now(),
+        )
 
     def _require_intact(self, what: str) -> None:
         """Raises InputError where an earlier stage's files are not as it left them."""

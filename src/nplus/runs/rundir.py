@@ -4,7 +4,8 @@ runs/<name>/run.json                 recipe, resolved config, state of every sta
 runs/<name>/report.html
 runs/<name>/logs/attempt_K/rank_N.log    what all processes but the first print
 runs/<name>/<stage>-<key8>/
-    manifest.json    journal.jsonl    samples/    checkpoints/step_N/    skipped/    and:
+    manifest.json    journal.jsonl    samples/    checkpoints/step_N/    skipped/
+    data_check.json of a stage that reads or makes data, and the artefact:
     data/ | model/ | completions.jsonl | comparisons.jsonl | judgements.jsonl | table.jsonl ...
 runs/<name>/against-<key8>/          completions from elsewhere, set against the run's
     manifest.json    judgements.jsonl
@@ -109,6 +110,22 @@ class StageDir:
     def token_view(self) -> Path:
         return self.path / "token_view.jsonl"
 
+    @property
+    def data_check_path(self) -> Path:
+        return self.path / "data_check.json"
+
+    def write_data_check(self, report: Mapping[str, Any]) -> None:
+        """What `nplus data check` found in this stage's data."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.data_check_path, report)
+
+    def data_check(self) -> dict[str, Any] | None:
+        """What was found, or None where nothing was checked."""
+        if not self.data_check_path.is_file():
+            return None
+        report: dict[str, Any] = json.loads(self.data_check_path.read_text(encoding="utf-8"))
+        return report
+
     def manifest(self) -> Manifest | None:
         """The stage's manifest, or None before it ran."""
         return Manifest.read(self.manifest_path) if self.manifest_path.is_file() else None
@@ -148,6 +165,7 @@ class StageDir:
         """Remove the artefacts of an attempt that did not finish; checkpoints and journal stay."""
         for artefact in (self.model, self.critic, self.data):
             shutil.rmtree(artefact, ignore_errors=True)
+        self.data_check_path.unlink(missing_ok=True)
 
     def journal(self, step: int, metrics: Mapping[str, float], **extra: Any) -> None:
         """Append one line of metrics; the journal is the only source of curves."""

@@ -22,6 +22,7 @@ from nplus.data.world.policies import CORRUPTIONS, corrupt, lead
 from nplus.records import Comparison, Completion, Demonstration, read_records, write_records
 from nplus.runs import StageDir
 from nplus.seeding import stream, take
+from nplus.stages import contract
 from nplus.stages.context import Context
 from nplus.stages.scorers import Gold
 
@@ -155,6 +156,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     if cfg.kind == "data":
         found = people_comparisons(ctx.data.labelled(), cfg, ctx.seed)
         splits = dict(Counter(row.split for row in found))
+        contract.keep(where, contract.labelled(found, where.comparisons, ctx), ctx.console)
         return {"comparisons": write_records(where.comparisons, found), "splits": splits}
     counts = {"train": cfg.pairs, "valid": cfg.valid_pairs}
     rows: list[Comparison] = []
@@ -178,6 +180,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
             results[f"gold_agrees_{split}"] = sum(
                 (pair.gold1 > pair.gold2) == (row.choice == 0) for row, pair in made
             ) / len(made)
+    contract.keep(where, contract.labelled(rows, where.comparisons, ctx), ctx.console)
     count = write_records(where.comparisons, rows)
     _write_openai(where.path / "comparisons_openai.jsonl", rows, ctx)
     return {"comparisons": count, **results}

@@ -165,7 +165,7 @@ def stage_functions(ctx: Context) -> dict[str, Callable[[StageDir], Any]]:
     """Every stage by name; those in `TOGETHER` are run by all processes at once."""
     alone = replace(ctx, topology=Topology())
     return {
-        "data": lambda where: data.run(where, ctx.config),
+        "data": lambda where: data.run(where, ctx.config, ctx.console),
         "pretrain": lambda where: pretrain.run(where, ctx),
         "sft": lambda where: sft.run(where, ctx),
         "sample": lambda where: sample.run(where, ctx),
