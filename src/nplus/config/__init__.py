@@ -2,6 +2,7 @@
 
 from nplus.config.base import Config
 from nplus.config.data import ComparisonsConfig, DataConfig, TokenizerConfig, WorldConfig
+from nplus.config.doctor import DoctorConfig
 from nplus.config.dpo import DPOConfig
 from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
@@ -25,6 +26,7 @@ __all__ = [
     "Config",
     "DPOConfig",
     "DataConfig",
+    "DoctorConfig",
     "EvaluateConfig",
     "JudgeConfig",
     "LabelConfig",

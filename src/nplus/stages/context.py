@@ -23,6 +23,7 @@ from nplus.models.files import load_causal_lm
 from nplus.models.lm import set_dropout, set_positions
 from nplus.models.scalar import ScalarModel
 from nplus.runs import StageDir
+from nplus.stages.doctor.watch import Watch
 from nplus.stages.scorers import Gold
 
 READ_AT = {"eos": 0, "before_eos": 1}
@@ -38,6 +39,8 @@ class Context:
     console: Console
     dirs: dict[str, StageDir]
     topology: Topology = field(default_factory=Topology)
+    watch: Watch = field(default_factory=Watch)
+    """Looks at the run as it goes; by itself it does nothing."""
 
     @cached_property
     def data(self) -> DataDir:

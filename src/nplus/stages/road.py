@@ -20,6 +20,7 @@ from nplus.stages import data, dpo, evaluate, label, ppo, pretrain, reward, samp
 from nplus.stages.compute import resolve_device
 from nplus.stages.context import Context
 from nplus.stages.copying import require_copying
+from nplus.stages.doctor.watch import Watch
 from nplus.stages.tuning.settle import Settled, settle
 
 VERSIONS = {
@@ -135,7 +136,8 @@ def _run_stages(
         auto={**root.autos(), **settled.autos},
         on_stage=_announce(console, config),
     )
-    ctx = Context(config=config, device=device, console=console, dirs=pipeline.dirs)
+    watch = Watch(config, console)
+    ctx = Context(config=config, device=device, console=console, dirs=pipeline.dirs, watch=watch)
     stages: dict[str, Callable[[StageDir], Any]] = {
         "data": lambda where: data.run(where, config),
         "pretrain": lambda where: pretrain.run(where, ctx),
@@ -151,9 +153,8 @@ def _run_stages(
         inputs = {role: role for role in INPUTS.get(name, ()) if role in names}
         if name == "data":
             inputs = outside_inputs(config)
-        pipeline.run(
-            name, stage_config(name, config), stages[name], version=VERSIONS[name], inputs=inputs
-        )
+        stage = watch.watched(name, stages[name], ctx)
+        pipeline.run(name, stage_config(name, config), stage, version=VERSIONS[name], inputs=inputs)
         if name == "sft" and config.sft.copy_gate:
             require_copying(pipeline.dirs["sft"], config.sft.copy_gate)
         if name == until:

@@ -131,6 +131,7 @@ class Trainer(Generic[Row, Micro]):
             for number in range(first, self.total):
                 found = self.step(number)
                 where.journal(number + 1, found)
+                self.ctx.watch.step(self.name, where, number + 1, found)
                 bar.tick(**{label: found[name] for label, name in shown.items()})
                 if save_steps and (number + 1) % save_steps == 0:
                     save_checkpoint(
