@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from nplus import __version__
-from nplus.cli import check, details, evaluate, grid, run, tune
+from nplus.cli import check, details, doctor, evaluate, grid, run, tune
 from nplus.records import InputError
 
 
@@ -75,6 +75,7 @@ def main(
 app.command("run")(run.run)
 app.command("check")(check.check)
 app.command("details")(details.details)
+app.command("doctor")(doctor.doctor)
 app.command("recipes")(check.recipes)
 app.command("report")(run.report)
 app.command("evaluate")(evaluate.evaluate)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nplus.findings import Finding, by_severity, read_findings
 from nplus.records import InputError, parse_lines
 from nplus.runs import Manifest, RunRoot, StageDir
 
@@ -72,6 +73,8 @@ class RunView:
     """The token view's rows (Detail H5)."""
     against: tuple[Row, ...] = ()
     """Results of comparisons with completions from elsewhere, of this evaluation."""
+    findings: tuple[Finding, ...] = ()
+    """What the doctor found during the run, the worst first."""
 
     @property
     def name(self) -> str:
@@ -120,7 +123,17 @@ def collect(root: RunRoot) -> RunView:
         notes=tuple(notes),
         tokens=tokens,
         against=tuple(_against(root, stages.get("evaluate"))),
+        findings=tuple(_findings(stages.values())),
     )
+
+
+def _findings(stages: Iterable[StageView]) -> list[Finding]:
+    """Those that the journals hold; what is said again by a later stage stands once."""
+    found = (
+        f for stage in stages for f in read_findings(StageDir(stage.path).journal_path, stage.name)
+    )
+    once = {(finding.name, finding.said): finding for finding in reversed(list(found))}
+    return by_severity(reversed(list(once.values())))
 
 
 def _against(root: RunRoot, evaluation: StageView | None) -> Iterator[Row]:
