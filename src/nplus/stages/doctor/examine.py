@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from nplus.config import RunConfig
 from nplus.config.load import read_config
 from nplus.data.tokens import Codec, TextRules
-from nplus.findings import Finding, by_severity, found, kind_of, read_findings
+from nplus.findings import KINDS, Finding, by_severity, found, read_findings
 from nplus.models.files import load_causal_lm, model_source, require_weights
 from nplus.models.golden import FILE, TEXTS, GoldenScoreError
 from nplus.models.scalar import ScalarModel
@@ -37,6 +37,8 @@ from nplus.stages.tuning.settle import settle
 LOOKS = 200
 """A finished journal is looked at so many times, to tell when something first appeared."""
 POLICIES = ("sft", "ppo", "dpo")
+WHOLE = {kind.name for kind in KINDS if kind.when in ("settings", "environment", "text")}
+"""Kinds that belong to the whole run, whichever stage's journal holds them."""
 
 
 @dataclass(slots=True)
@@ -70,8 +72,7 @@ class Examination:
 
 def _key(finding: Finding) -> tuple[str, str]:
     """What tells findings apart: settings, text and machine are those of the whole run."""
-    whole = kind_of(finding.name).when in ("settings", "environment", "text")
-    return finding.name, "" if whole else finding.stage
+    return finding.name, "" if finding.name in WHOLE else finding.stage
 
 
 def _placed(finding: Finding, stage: str) -> Finding:

@@ -233,14 +233,14 @@ def _correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 def value_useless(columns: Columns) -> Finding | None:
     """Explained variance below 0 for long; below 0 at first is how every critic begins."""
-    explained = _of(columns, "val/explained_variance", 30)
-    if explained is None or max(explained[-15:]) >= -0.05:
+    explained = _of(columns, "val/explained_variance", 40)
+    if explained is None or max(explained[-20:]) >= -0.05:
         return None
     return found(
         "value_useless",
-        f"explained variance was below {max(explained[-15:]):.2g} in each of the last 15 updates "
-        f"of {len(explained)}, {_mean(explained[-15:]):.2g} on average",
-        explained_variance=_mean(explained[-15:]),
+        f"explained variance was below {max(explained[-20:]):.2g} in each of the last 20 updates "
+        f"of {len(explained)}, {_mean(explained[-20:]):.2g} on average",
+        explained_variance=_mean(explained[-20:]),
         updates=len(explained),
     )
 
