@@ -8,12 +8,15 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from nplus.cli import app
 from nplus.config.load import load_config
+from nplus.data.prepare import DataDir
 from nplus.engines.kv import KVEngine
 from nplus.findings import read_findings
+from nplus.models.files import save_causal_lm
 from nplus.models.golden import FILE, GoldenScoreError
 from nplus.recipes import recipe
 from nplus.report.page import write_report
@@ -234,7 +237,7 @@ def test_doctor_of_a_machine_and_of_recipes():
     assert "Set model.dropout=0." in faulty.stdout
 
 
-def test_doctor_of_a_recipe_looks_at_a_local_model(copied, monkeypatch):
+def test_doctor_of_a_recipe_looks_at_a_local_model(copied):
     model = copied.stages()["sft"].model
     sets = [
         text
@@ -244,10 +247,32 @@ def test_doctor_of_a_recipe_looks_at_a_local_model(copied, monkeypatch):
     result = call("real", *sets)
     assert result.exit_code == 0, result.output
     assert "settings, tokenizer, model" in result.stdout.replace("\n", " ")
-    monkeypatch.setattr(
-        "nplus.models.lm.position_ids", lambda mask_BT: mask_BT.long().cumsum(-1) % 7
-    )
-    assert call("real", *sets).exit_code == 0  # rotary, and the same with padding: no fault
+
+
+def test_doctor_of_a_recipe_whose_positions_count_padding(copied, tmp_path):
+    # Absolute positions: with `slots` a row's log-probs depend on its padding.
+    tokenizer = DataDir(copied.stages()["data"].data).codec().tokenizer
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": 800}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.3))
+    save_causal_lm(network, tmp_path / "gpt2", tokenizer)
+    sets = [f"model.model_name_or_path={tmp_path / 'gpt2'}", "data=posts.jsonl"]
+    arguments = ["real", *(text for key in sets for text in ("--set", key))]
+    assert call(*arguments).exit_code == 0
+    faulty = call(*arguments, "--set", "model.positions=slots")
+    assert faulty.exit_code == 2
+    assert faulty.stderr == "nplus: 1 error: positions_shifted\n"
+
+
+def test_doctor_of_a_run_whose_models_are_gone(copied):
+    for name in ("sft", "reward"):
+        (copied.stages()[name].model / "model.safetensors").unlink()
+    found = examine_run(copied).findings
+    assert [(f.name, f.stage) for f in found] == [
+        ("model_broken", "sft"),
+        ("model_broken", "reward"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,14 @@ KINDS = (
         "Load it and save it once with nplus.models.scalar.ScalarModel, after checking a few "
         "scores by hand.",
     ),
+    Kind(
+        "model_broken",
+        "error",
+        "models",
+        "A model of the run cannot be loaded.",
+        "Its directory was changed or cut short after the stage had finished.",
+        "Restore it, or remove the stage's directory and run again.",
+    ),
     # --- training ----------------------------------------------------------------------------
     Kind(
         "kl_negative",

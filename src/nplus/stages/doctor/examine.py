@@ -18,6 +18,7 @@ from nplus.findings import KINDS, Finding, by_severity, found, read_findings
 from nplus.models.files import load_causal_lm, model_source, require_weights
 from nplus.models.golden import FILE, TEXTS, GoldenScoreError
 from nplus.models.scalar import ScalarModel
+from nplus.records import InputError
 from nplus.runs import RunRoot, StageDir
 from nplus.stages.compute import device_name, resolve_device
 from nplus.stages.context import Context
@@ -182,7 +183,11 @@ def _replayed(name: str, where: StageDir, config: RunConfig) -> Iterator[Finding
 
 
 def _policy(ctx: Context, name: str, row: list[int]) -> Iterator[Finding]:
-    policy = ctx.policy(name)
+    try:
+        policy = ctx.policy(name)
+    except InputError as error:
+        yield found("model_broken", str(error))
+        return
     looked: tuple[Callable[[], Finding | None], ...] = (
         lambda: active_dropout({"the policy": policy}),
         lambda: shifted_positions(
@@ -208,6 +213,9 @@ def _scalar(ctx: Context, path: Path, rows: list[list[int]]) -> Iterator[Finding
             largest=error.largest,
             bound=error.bound,
         )
+        return
+    except InputError as error:
+        yield found("model_broken", str(error))
         return
     if not (path / FILE).is_file():
         yield found("golden_missing", f"{path.parent.name}/{path.name} has no {FILE}")
