@@ -1,6 +1,6 @@
 """What the doctor costs a run: the time spent looking, against that of the stages.
 
-    python benchmarks/doctor.py [--recipe toy] [--out DIR] [--set KEY=VALUE ...]
+    python benchmarks/doctor.py [--recipe toy] [--out DIR] [--until STAGE] [--set KEY=VALUE ...]
 
 Runs the recipe once with the doctor on and adds up the wall time of every look. A directory given
 with --out is kept, so a second call measures PPO alone after its stage is removed.
@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="toy")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--until", help="the last stage")
     parser.add_argument("--set", action="append", default=[], dest="sets")
     given = parser.parse_args()
     Watch._begin = timed(Watch._begin, lambda args: args[0])
@@ -52,7 +53,9 @@ def main() -> None:
     Watch.update = timed(Watch.update, lambda args: "ppo")
     config = load_config(recipe(given.recipe), sets=given.sets)
     with tempfile.TemporaryDirectory() as folder:
-        root = run_road(config, given.out or Path(folder) / "run", console=Console())
+        root = run_road(
+            config, given.out or Path(folder) / "run", until=given.until, console=Console()
+        )
         print(f"{'stage':<10}{'looks':>7}{'seconds':>9}{'of':>9}{'share':>8}")
         for name, where in root.stages().items():
             if name in spent:

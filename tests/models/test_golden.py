@@ -102,7 +102,10 @@ def test_a_torn_file_is_named(saved):
 def test_saving_does_not_depend_on_mode_or_precision(causal, saved, tmp_path):
     model = ScalarModel.from_causal(causal, pad_id=PAD, seed=0).train()
     model.set_shift(1.75)
-    before = torch.get_float32_matmul_precision()
+    before, used = torch.get_float32_matmul_precision(), []
+    model.network.base_model.register_forward_hook(
+        lambda *_: used.append((torch.get_float32_matmul_precision(), model.network.training))
+    )
     torch.set_float32_matmul_precision("medium")
     try:
         model.save(tmp_path / "other")
@@ -110,6 +113,7 @@ def test_saving_does_not_depend_on_mode_or_precision(causal, saved, tmp_path):
     finally:
         torch.set_float32_matmul_precision(before)
     assert model.network.training
+    assert used == [("highest", False)]
     stored = [json.loads((p / FILE).read_text()) for p in (saved, tmp_path / "other")]
     assert stored[0]["scores"] == pytest.approx(stored[1]["scores"], abs=1e-5)
 
