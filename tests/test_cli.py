@@ -79,6 +79,7 @@ def test_the_options_of_a_command_stay_a_handful():
         "recipes": set(),
         "report": set(),
         "details": {"--run"},
+        "doctor": {"--set", "--config", "--json"},
         "evaluate": {"--against"},
         "ablate": {"--seeds", "--jobs", "--out", "--recipe", "--flip", "--set", "--config"},
         "scale": {"--sizes", "--seeds", "--jobs", "--out", "--set", "--config"},

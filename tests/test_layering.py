@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "nplus"
 
 LAYERS = (
-    ("ops", "config", "records", "runs", "details", "glossary", "seeding", "stats"),
+    ("ops", "config", "records", "runs", "details", "glossary", "findings", "seeding", "stats"),
     ("batches", "metrics"),
     ("distributed",),
     ("data", "models", "algorithms", "training"),
@@ -34,6 +34,7 @@ ALLOWED = {
     "records": "",
     "details": "records",
     "glossary": "",
+    "findings": "",
     "seeding": "",
     "stats": "",
     "config": "records",
@@ -48,11 +49,11 @@ ALLOWED = {
     "engines": "ops batches config records seeding models distributed",
     "rollout": "engines models ops batches config records",
     "evaluation": "records batches seeding stats engines",
-    "stages": "ops config records runs details seeding stats batches metrics data models "
+    "stages": "ops config records runs details findings seeding stats batches metrics data models "
     "algorithms training distributed engines rollout evaluation",
     "recipes": "config records",
-    "report": "records runs stats details",
-    "cli": "config records recipes runs details glossary distributed stages report",
+    "report": "records runs stats details findings",
+    "cli": "config records recipes runs details glossary findings distributed stages report",
     "__main__": "cli",
 }
 
@@ -64,6 +65,7 @@ PACKAGES = {
     "runs": "filelock",
     "details": "yaml",
     "glossary": "",
+    "findings": "",
     "seeding": "numpy",
     "stats": "numpy scipy",
     "batches": "torch",

@@ -106,8 +106,16 @@ METRICS = (
         "F3",
     ),
     _ppo("objective/kl_per_token", "nats/token", "The same, averaged over response tokens.", "F3"),
+    _ppo(
+        "objective/kl_stderr",
+        "nats/response",
+        "Standard error of `objective/kl` over the update's responses; tells a negative estimate "
+        "from noise.",
+        "F3",
+    ),
     _ppo("objective/kl_coef", "score/nat", "The price of KL in this update.", "E1"),
     _ppo("objective/scores", "score", "Mean reward-model score, without the EOS trick.", "D4"),
+    _ppo("objective/scores_std", "score", "Standard deviation of these scores over responses."),
     _ppo(
         "objective/scores_penalised",
         "score",

@@ -1,7 +1,7 @@
 """Writes what is generated from the registry: `make details`.
 
 `src/nplus/details_tests.json` (which tests hold which entry, from their marks), `docs/details.md`
-and, from the glossary, `docs/metrics.md`.
+from the glossary `docs/metrics.md`, and the table of findings in `docs/guides/doctor.md`.
 """
 
 import ast
@@ -9,12 +9,15 @@ import json
 import sys
 from pathlib import Path
 
+from nplus.findings import findings_markdown
 from nplus.glossary import metrics_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS_JSON = ROOT / "src/nplus/details_tests.json"
 PAGE = ROOT / "docs/details.md"
 METRICS = ROOT / "docs/metrics.md"
+DOCTOR = ROOT / "docs/guides/doctor.md"
+BETWEEN = ("<!-- Written by `make details` from src/nplus/findings/kinds.py. -->\n", "<!-- end -->")
 MEASURED = ROOT / "docs/ablation.md"
 
 
@@ -68,9 +71,24 @@ def page():
     return "\n".join(lines)
 
 
+def doctor_guide():
+    """docs/guides/doctor.md with its table of findings written anew."""
+    head, rest = DOCTOR.read_text(encoding="utf-8").split(BETWEEN[0])
+    return (
+        head
+        + BETWEEN[0]
+        + "\n"
+        + findings_markdown()
+        + "\n"
+        + BETWEEN[1]
+        + rest.split(BETWEEN[1])[1]
+    )
+
+
 if __name__ == "__main__":
     TESTS_JSON.write_text(json.dumps(marked_tests(), indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
     METRICS.write_text(metrics_markdown(), encoding="utf-8")
-    for path in (TESTS_JSON, PAGE, METRICS):
+    DOCTOR.write_text(doctor_guide(), encoding="utf-8")
+    for path in (TESTS_JSON, PAGE, METRICS, DOCTOR):
         sys.stdout.write(f"{path.relative_to(ROOT)}\n")

@@ -44,7 +44,10 @@ def test_only_the_head_is_its_parameter_and_gradients_reach_the_trunk(causal):
 @torch.no_grad()
 def test_it_is_saved_as_a_classifier_that_plain_transformers_loads(causal, tmp_path):
     class Tokenizer:
-        pad_token_id = PAD
+        pad_token_id, eos_token_id = PAD, 0
+
+        def __call__(self, texts, add_special_tokens):
+            return {"input_ids": [[2 + len(text) % 50] for text in texts]}
 
         def save_pretrained(self, path):
             """Nothing to write."""

@@ -138,7 +138,9 @@ def _rollout_metrics(
     return {
         "objective/kl": Mean.of(kl_B),
         "objective/kl_per_token": Mean.of(kl_BR, mask_BR),
+        "objective/kl_stderr": Mean(_std(kl_B) / max(len(kl_B), 1) ** 0.5, 1.0),
         "objective/scores": Mean.of(rollout.scores_B),
+        "objective/scores_std": Mean(_std(rollout.scores_B), 1.0),
         "objective/scores_penalised": Mean.of(scores_B),
         "objective/non_score_reward": Mean.of(-kl_coef * kl_B),
         "objective/rlhf_reward": Mean.of(scores_B - kl_coef * kl_B),
@@ -147,6 +149,11 @@ def _rollout_metrics(
         "val/eos_rate": Mean.of(rollout.has_eos_B),
         "val/response_length": Mean.of(mask_BR.sum(1)),
     }
+
+
+def _std(values_B: Tensor) -> float:
+    """Unbiased, over the sequences of this process; 0 for a single one."""
+    return float(values_B.double().std()) if len(values_B) > 1 else 0.0
 
 
 def explained_variance(values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor) -> dict[str, Metric]:

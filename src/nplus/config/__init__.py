@@ -3,6 +3,7 @@
 from nplus.config.base import Config
 from nplus.config.checkpoint import CheckpointConfig
 from nplus.config.data import ComparisonsConfig, DataConfig, TokenizerConfig, WorldConfig
+from nplus.config.doctor import DoctorConfig
 from nplus.config.dpo import DPOConfig
 from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
@@ -27,6 +28,7 @@ __all__ = [
     "Config",
     "DPOConfig",
     "DataConfig",
+    "DoctorConfig",
     "EvaluateConfig",
     "JudgeConfig",
     "LabelConfig",

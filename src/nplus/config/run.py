@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from nplus.config.base import Config
 from nplus.config.checkpoint import CheckpointConfig
 from nplus.config.data import DataConfig, TokenizerConfig
+from nplus.config.doctor import DoctorConfig
 from nplus.config.dpo import DPOConfig
 from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
@@ -44,6 +45,7 @@ class RunConfig(Config):
     dpo: DPOConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
     judge: JudgeConfig = JudgeConfig()
+    doctor: DoctorConfig = DoctorConfig()
     until: str | None = None
     """The last stage; None runs all."""
 

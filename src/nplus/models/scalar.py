@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nplus.batches import SharedPairBatch
 from nplus.models.files import built_aside, load_complete
+from nplus.models.golden import check_golden, write_golden
 from nplus.models.lm import hidden_at, model_inputs, set_dropout, shared_inputs, trailing_hidden
 from nplus.models.weights import require_weights
 from nplus.records import InputError
@@ -168,13 +169,16 @@ class ScalarModel(torch.nn.Module):
         Where the final norm has a bias in full precision, the shift is folded into it: plain
         transformers then gives the shifted scores, and the shift is 0 after `load`. Elsewhere
         (RMSNorm) it stands in config.json as `nplus_reward_shift`. This object stays as it is.
+        The scores of a few fixed rows stand beside it, for `load` to compare.
         """
         config = self.network.config
         state = self._folded()
-        setattr(config, SHIFT_KEY, float(self.shift) if state is None else 0.0)
+        stored_shift = float(self.shift) if state is None else 0.0
+        setattr(config, SHIFT_KEY, stored_shift)
         try:
             with built_aside(Path(path)) as aside:
                 self.network.save_pretrained(aside, state_dict=state)
+                write_golden(aside, self.network, float(self.shift), stored_shift, tokenizer)
                 if tokenizer is not None:
                     tokenizer.save_pretrained(aside)
         finally:
@@ -186,8 +190,9 @@ class ScalarModel(torch.nn.Module):
     ) -> Self:
         """What `save` wrote, or any one-label classifier with a bias-free `score` head.
 
-        Raises InputError for a directory without weights, and for a checkpoint without
-        `score.weight`: transformers would make up a random head and only warn.
+        Raises InputError for a directory without weights, for a checkpoint without `score.weight`
+        (transformers would make up a random head and only warn), and for one that does not score
+        its golden rows as when it was saved.
         """
         source = Path(path)
         require_weights(source)
@@ -200,7 +205,9 @@ class ScalarModel(torch.nn.Module):
         shift = float(network.config.to_dict().get(SHIFT_KEY, 0.0))
         if hasattr(network.config, SHIFT_KEY):
             delattr(network.config, SHIFT_KEY)
-        return cls(network, shift)
+        model = cls(network, shift)
+        check_golden(source, network, shift)
+        return model
 
     def _folded(self) -> dict[str, Tensor] | None:
         """The state dict with the shift inside the final norm's bias; None where it cannot be.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nplus.findings import Finding, by_severity, read_findings
 from nplus.records import InputError, parse_lines
 from nplus.report.shapes import ROW, VIEW, odd, require_results
 from nplus.runs import Manifest, RunRoot, StageDir
@@ -74,6 +75,8 @@ class RunView:
     """Results of comparisons with completions from elsewhere, of this evaluation."""
     checks: Mapping[str, Row] = field(default_factory=dict)
     """What `nplus data check` found in a stage's data."""
+    findings: tuple[Finding, ...] = ()
+    """What the doctor found during the run, the worst first."""
 
     @property
     def name(self) -> str:
@@ -124,6 +127,7 @@ def collect(root: RunRoot) -> RunView:
         tokens=tokens,
         against=tuple(_against(root, stages.get("evaluate"))),
         checks=checks,
+        findings=tuple(_findings(stages.values())),
     )
 
 
@@ -138,6 +142,15 @@ def _checks(
             continue
         if found is not None:
             yield name, found
+
+
+def _findings(stages: Iterable[StageView]) -> list[Finding]:
+    """Those that the journals hold; what is said again by a later stage stands once."""
+    found = (
+        f for stage in stages for f in read_findings(StageDir(stage.path).journal_path, stage.name)
+    )
+    once = {(finding.name, finding.said): finding for finding in reversed(list(found))}
+    return by_severity(reversed(list(once.values())))
 
 
 def _against(root: RunRoot, evaluation: StageView | None) -> Iterator[Row]:

@@ -24,6 +24,7 @@ from nplus.models.files import load_causal_lm, save_causal_lm
 from nplus.models.lm import set_dropout, set_positions
 from nplus.models.scalar import ScalarModel
 from nplus.runs import StageDir, Stop
+from nplus.stages.doctor.watch import Watch
 from nplus.stages.scorers import Gold
 
 READ_AT = {"eos": 0, "before_eos": 1}
@@ -40,6 +41,8 @@ class Context:
     dirs: dict[str, StageDir]
     topology: Topology = field(default_factory=Topology)
     stop: Stop = field(default_factory=Stop)
+    watch: Watch = field(default_factory=Watch)
+    """Looks at the run as it goes; by itself it does nothing."""
 
     def warn(self, note: str) -> None:
         """Tell the user, in the first process."""

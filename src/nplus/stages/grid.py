@@ -359,11 +359,13 @@ def _round(cell: Cell, jobs: int) -> str | int:
 
 
 def cell_key(config: RunConfig, version: str = "") -> str:
-    """A hash of the settings but for speed, of `version`, and of the content of data files."""
+    """A hash of the settings that change results, of `version`, and of data files by content."""
     settings = config.model_dump(mode="json")
     for name in SPEED_KEYS:
         settings["compute"].pop(name)
     settings["model"].pop("allow_pickle")
+    settings.pop("doctor")
+    settings.pop("checkpoint")
     return key_of(settings, version, outside_inputs(config))
 
 

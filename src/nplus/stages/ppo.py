@@ -322,6 +322,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
         for step in range(first, updates):
             found = trainer.update(step)
             where.journal(step + 1, found.metrics)
+            ctx.watch.update(where, step + 1, trainer, found)
             if step % cfg.sample_steps == 0 or step == updates - 1:
                 rows = readable(found.rollout, found.responses, found.posts)
                 where.write_samples(step + 1, rows)

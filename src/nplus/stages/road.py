@@ -30,6 +30,7 @@ from nplus.stages import data, dpo, evaluate, label, ppo, pretrain, reward, samp
 from nplus.stages.compute import device_name, resolve_device
 from nplus.stages.context import Context
 from nplus.stages.copying import require_copying
+from nplus.stages.doctor.watch import Watch
 from nplus.stages.ranks import Follower, dismiss, lead, telling
 from nplus.stages.tuning.settle import Settled, settle
 
@@ -202,15 +203,15 @@ def _run_stages(
         auto={**root.autos(), **settled.autos},
         on_stage=telling(topology, _announce(console, config)),
     )
-    ctx = Context(config, device, console, pipeline.dirs, topology, stop)
+    watch = Watch(config, console)
+    ctx = Context(config, device, console, pipeline.dirs, topology, stop, watch)
     stages = stage_functions(ctx)
     for name in names:
         inputs = {role: role for role in INPUTS.get(name, ()) if role in names}
         if name == "data":
             inputs = outside_inputs(config)
-        pipeline.run(
-            name, stage_config(name, config), stages[name], version=VERSIONS[name], inputs=inputs
-        )
+        stage = watch.watched(name, stages[name], ctx)
+        pipeline.run(name, stage_config(name, config), stage, version=VERSIONS[name], inputs=inputs)
         if name == "sft" and config.sft.copy_gate:
             require_copying(pipeline.dirs["sft"], config.sft.copy_gate)
         if name == until:

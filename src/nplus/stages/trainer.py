@@ -150,6 +150,7 @@ class Trainer(Generic[Row, Micro]):
                 if found := self.step(number, keeper):
                     keeper.moved()
                     where.journal(number + 1, found)
+                    self.ctx.watch.step(self.name, where, number + 1, found)
                     ticker.tick(**{label: found[name] for label, name in shown.items()})
                 keeper.after(number + 1)
         return {"steps": self.total, "loss": where.last_metrics()["loss/train"]}

@@ -108,7 +108,7 @@ KINDS: dict[str, Kind] = {
         "warning", "rows", "the same row stands there again: it counts twice", "remove it"
     ),
     "duplicate_id": Kind(
-        "warning",
+        "error",
         "rows",
         "one id names different texts: rows of one id are taken for one post",
         "give each post an id of its own, or drop the column",
