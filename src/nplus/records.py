@@ -204,7 +204,7 @@ def parse_line(line: bytes, where: str, *, first: bool = False) -> dict[str, Any
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
         raise RowError(
-            f"{where}: JSON that cannot be read ({error}); mend or remove the line", "broken_json"
+            f"{where}: not JSON that can be read ({error}); mend or remove the line", "broken_json"
         ) from error
     if not isinstance(row, dict):
         raise RowError(

@@ -197,7 +197,10 @@ def test_duplicates_and_ids(write: Write) -> None:
     assert rows_of(report, "duplicate_prompt") == [7]
     assert rows_of(report, "duplicate_id") == [8]
     assert severity(report, "duplicate_prompt") == "note"
-    assert report["ok"]
+    assert severity(report, "duplicate_id") == "error"  # a run refuses it too
+    assert not report["ok"]
+    del rows[7]
+    assert check_source(write("posts.jsonl", rows), DataConfig())["ok"]
 
 
 def test_pairs_that_teach_nothing_or_the_contrary(write: Write) -> None:

@@ -244,7 +244,7 @@ def test_scores_that_are_not_numbers_are_named(tiny_causal):
         ((), "none", "products"),
         ((), "bfloat16", "bfloat16"),
         (("model.dtype=bfloat16", "compute.matmul_precision=highest"), "none", "bfloat16"),
-        (("model.dtype=float64",), "none", "float64"),
+        (("model.dtype=float64", "model.attn_implementation=sdpa"), "none", "float64"),
     ],
 )
 def test_the_precision_of_a_run(sets, autocast, expected):

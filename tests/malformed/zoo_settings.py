@@ -289,7 +289,29 @@ DATA_NAMES = [
     )
 ]
 
+OTHERS = [
+    Case("data: no source", ("data", "check"), ("Missing argument", "--help")),
+    Case("data: nothing there", ("data", "check", "none.jsonl"), ("none.jsonl", "no such file")),
+    Case(
+        "data: a recipe that is none",
+        ("data", "check", "p.jsonl", "--recipe", "nope"),
+        ("nope", "toy"),
+        jsonl("p.jsonl", []),
+    ),
+    Case(
+        "data: a tokenizer that is none",
+        ("data", "check", "p.jsonl", "--tokenizer", "there"),
+        ("there",),
+        both(jsonl("p.jsonl", [{"post": "A post.", "summary": "A."}]), folder("there")),
+    ),
+    Case("doctor: nothing there", ("doctor", "nowhere"), ("nowhere",)),
+    Case("doctor: no run", ("doctor", "./d"), ("d",), folder("d")),
+    Case("doctor: a bad setting", ("doctor", "toy", "--set", "ppo.gamma=2"), ("ppo.gamma=2",)),
+    Case("run: no process", ("run", "toy", "--processes", "0"), ("--processes",)),
+]
+
 CASES = [
+    *OTHERS,
     *YAML,
     *FILES,
     *SYNTAX,

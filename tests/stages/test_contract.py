@@ -47,17 +47,22 @@ def found(report):
 
 
 def test_the_data_stage_keeps_and_tells_what_it_found(tmp_path, posts_file):
-    path = posts_file([*[post(n) for n in range(40)], post(3)])
+    (tmp_path / "posts").mkdir()
+    path = posts_file([*[post(n) for n in range(40)], post(3)], "posts/train.jsonl")
+    for number, name in enumerate(("valid", "test", "pretrain")):
+        posts_file(
+            [post(n) for n in range(100 + 50 * number, 104 + 50 * number)], f"posts/{name}.jsonl"
+        )
     out = Console(file=io.StringIO(), width=80)
-    root = run_road(files_config(path), tmp_path / "run", until="data", console=out)
+    root = run_road(files_config(path.parent), tmp_path / "run", until="data", console=out)
     report = root.stages()["data"].data_check()
     assert found(report) == {"duplicate_row": 1}
     (row,) = report["findings"][0]["rows"]
     assert (row["file"], row["row"]) == (str(path), 41)  # as in the source
-    assert report["rows"] == 41
-    assert set(report["splits"]) == {"train", "valid", "test"}
+    assert report["rows"] == 53
+    assert set(report["splits"]) == {"train", "valid", "test", "pretrain"}
     told = out.file.getvalue()
-    assert "41 rows checked: 0 errors, 1 warning (duplicate_row 1); " in told
+    assert "53 rows checked: 0 errors, 1 warning (duplicate_row 1); " in told
     assert "data_check.json" in told
 
 
@@ -127,7 +132,7 @@ def test_the_label_stage_checks_what_reward_learns_from(tmp_path, stage_context,
 
 
 def test_pairs_of_the_verdicts_posts_are_leakage(tmp_path, stage_context):
-    ctx = stage_context(data={"world": WORLD}, sample=None)
+    ctx = stage_context(data={"world": WORLD})
     ctx.dirs["data"] = StageDir(tmp_path / "data-1")
     prepare(ctx.config.data, ctx.config.tokenizer, None, ctx.dirs["data"].data)
     judged = ctx.data.demonstrations(ctx.config.evaluate.split)

@@ -100,10 +100,8 @@ def demonstrations(
 
 
 def _require_one_post_an_id(rows: Sequence[RawDemonstration]) -> None:
-    """RowError where two posts of a file have one id: scores, noise and splits go by it.
-
-    A post may stand there again, with another summary or the same.
-    """
+    """RowError where two posts have one id, by which scores, noise and splits go; a post may stand
+    there again, with another summary or the same."""
     seen: dict[str, RawDemonstration] = {}
     for row in rows:
         first = seen.setdefault(row.id, row)
@@ -134,8 +132,7 @@ def recognise(layouts: tuple[Layout, ...], row: Mapping[str, Any], where: str) -
     accepted = "; ".join(", ".join(layout.columns) for layout in layouts)
     raise RowError(
         f"{where}: found columns {sorted(row)}, which match no known data; accepted are: "
-        f"{accepted}. "
-        "Rename columns, or name them in data.template",
+        f"{accepted}. Rename columns, or name them in data.template",
         "unknown_columns",
     )
 

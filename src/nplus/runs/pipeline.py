@@ -84,9 +84,13 @@ class Pipeline:
         new_stage = not where.path.exists()
         if self.before is None:
             self.before = self.root.index_bytes()
-        complete = where.complete(key)
-        for what in () if complete else inputs.values():
-            self._require_intact(what)
+        try:
+            complete = where.complete(key)
+            for what in () if complete else inputs.values():
+                self._require_intact(what)
+        except InputError:
+            self._forget()
+            raise
         self._index()
         if complete:
             self.on_stage(name, where, "skip")
@@ -168,6 +172,10 @@ class Pipeline:
             shutil.rmtree(where.path)
         else:
             where.put_back(kept)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Make the index what it was, where nothing has come of this call."""
         if not self.worked:
             self.root.restore_index(self.before or b"")
 

@@ -360,12 +360,10 @@ def _round(cell: Cell, jobs: int) -> str | int:
 
 def cell_key(config: RunConfig, version: str = "") -> str:
     """A hash of the settings that change results, of `version`, and of data files by content."""
-    settings = config.model_dump(mode="json")
+    settings = config.model_dump(mode="json", exclude={"doctor", "checkpoint"})
     for name in SPEED_KEYS:
         settings["compute"].pop(name)
     settings["model"].pop("allow_pickle")
-    settings.pop("doctor")
-    settings.pop("checkpoint")
     return key_of(settings, version, outside_inputs(config))
 
 
