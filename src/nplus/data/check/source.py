@@ -116,7 +116,7 @@ def parts(source: str | Path) -> Iterator[Part]:
             yield Part(str(file), SPLIT_NAMES.get(name, name), lines_of(file), of_folder=True)
         return
     if not path.is_file():
-        raise InputError(f"{path}: no such file or folder")
+        raise InputError(f"{path}: no such file or folder; name one, or a data set of the hub")
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
     yield Part(str(path), SPLIT_NAMES.get(path.stem, ""), lines_of(path))
