@@ -10,6 +10,7 @@ from nplus.batches import Objective
 from nplus.config import OptimConfig
 from nplus.distributed.topology import Local, Topology, dealt
 from nplus.metrics import Max, Mean, Sum
+from nplus.stages import compute
 from nplus.training.optim import Optimizer
 from nplus.training.update import NonFiniteLossError, update
 
@@ -101,6 +102,22 @@ def test_ppo_on_any_number_of_processes(world, name, alone, ppo_trainer_of, in_r
         assert_same_run(each, alone[name])
     # All processes hold the same weights, to the bit: none of them drifts.
     assert all((each[1] == found[0][1]).all() for each in found)
+
+
+def test_two_processes_with_two_workers_each(alone, ppo_trainer_of, in_ranks, monkeypatch):
+    monkeypatch.setattr(compute, "WORTH_SHARING", 0)
+
+    def work(topology):
+        torch.set_num_threads(2)
+        trainer = ppo_trainer_of(topology)
+        try:
+            return ppo_run(trainer), trainer.beside is not None
+        finally:
+            trainer.close()
+
+    for found, shared in in_ranks(2, work):
+        assert shared
+        assert_same_run(found, alone["plain"])
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -72,7 +72,7 @@ class Keeper:
         Raises StopError for more than `max_skips` in a row; the weights are those before the first.
         """
         self.skips += 1
-        name = f"step_{step + 1:06d}.safetensors"
+        name = f"step_{step + 1:06d}_{self.skips}.safetensors"  # PPO's has many minibatches
         self.where.skipped.mkdir(exist_ok=True)
         save_file(flat(micros), self.where.skipped / name)
         self.where.event("skipped", step=step + 1, why=str(error), batch=f"skipped/{name}")
