@@ -19,8 +19,6 @@ SETS = (
     "data.max_response_tokens=48",
     "data.world={pretrain: 32, train: 32, valid: 8, test: 6, heldout: 4, news: 2}",
     "tokenizer.vocab_size=800",
-    "model.dtype=float64",
-    "model.attn_implementation=sdpa",
     "compute.autocast=none",
     "compute.matmul_precision=highest",
     "compute.side_by_side=false",
@@ -62,7 +60,8 @@ def alone(tmp_path_factory):
     return weights(out)
 
 
-def assert_close(found, expected, tolerance=1e-9):
+def assert_close(found, expected, tolerance=2e-5):
+    """A toy is pretrained in float32, where processes add gradients in another order."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert (found[name] - tensor).abs().max() <= tolerance, name
@@ -116,6 +115,6 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_it_goes_on(number, processes,
     again = start(command(out, "pretrain.save_steps=0"))
     said, _ = again.communicate(timeout=100)
     assert again.returncode == 0, said
-    assert_close(weights(out), alone)
+    assert_close(weights(out), alone, tolerance=0.0 if processes == 1 else 2e-5)
     rows = [row["step"] for row in RunRoot(out).stages()["pretrain"].journal_rows()]
     assert rows == [1, 2, 3, 4]
