@@ -19,6 +19,8 @@ def _elsewhere(tmp_path, monkeypatch):
 @pytest.fixture
 def stub(road, monkeypatch):
     """The stand-in road in the place of the real one; the rest is the product."""
+    import nplus.stages.grid  # noqa: F401  # reads settings of the real road when first loaded
+
     module = ModuleType("nplus.stages.road")
     module.VERSIONS = {"data": 1}
     module.preflight = lambda config: None

@@ -89,14 +89,16 @@ def ppo_trainer_of(tiny_causal, stage_context):
 
 @pytest.fixture(scope="session")
 def row_trainer_of(tiny_causal, stage_context):
-    """`row_trainer_of("sft" | "reward" | "dpo", topology=None, micro=6, **changed)`."""
+    """`row_trainer_of("sft" | "reward" | "dpo", topology=None, rows=24, micro=6, **changed)`:
+    steps of so many rows."""
 
-    def build(stage, topology=None, micro=6, dtype="double", **changed):
-        batch = {"batch_size": 24, "micro_batch_size": micro}
+    def build(stage, topology=None, rows=24, micro=6, attn="sdpa", **changed):
+        batch = {"batch_size": rows, "micro_batch_size": micro}
         settings = {"batch": batch, "optim": {"learning_rate": 1e-3}, "epochs": 8}
         cfg = DPOConfig(**settings) if stage == "dpo" else settings
         ctx = stage_context(codec=Ids(), topology=topology, **{stage: cfg}, **changed)
-        model = getattr(tiny_causal(spread=0.02), dtype)()
+        model = tiny_causal(spread=0.02).double()
+        model.set_attn_implementation(attn)
         if stage == "sft":
             cfg = ctx.config.sft
             return sft.trainer(
@@ -112,7 +114,7 @@ def row_trainer_of(tiny_causal, stage_context):
             )
         if stage == "reward":
             return reward.trainer(ScalarModel.from_causal(model, pad_id=PAD, seed=0), PAIRS, ctx)
-        reference = getattr(tiny_causal(seed=1, spread=0.02), dtype)().requires_grad_(False)
+        reference = tiny_causal(seed=1, spread=0.02).double().requires_grad_(False)
         return dpo.trainer(model, reference, PAIRS, ctx)
 
     return build

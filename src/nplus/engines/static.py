@@ -23,6 +23,7 @@ class StaticSteps(LeanSteps):
     def prefill(self, tokens_BP: Tensor, mask_BP: Tensor, room: int) -> Tensor:
         logits_BV = super().prefill(tokens_BP, mask_BP, room)
         rows, width = mask_BP.shape
+        self.cache[..., width:] = 0.0  # what is hidden is still multiplied, and may have been NaN
         lowest = torch.finfo(self.cache.dtype).min
         self.bias_b1S = self.cache.new_full((rows, 1, width + room), lowest)
         self.bias_b1S[:, 0, :width].masked_fill_(mask_BP, 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from nplus.report.grid_figures import (
     signed,
 )
 from nplus.report.tables import DASH, plain
-from nplus.runs.storage import write_json
+from nplus.runs.storage import replace_bytes, write_json
 
 HERE = Path(__file__).resolve().parent
 FEW = MEASURES[:3]
@@ -263,8 +262,8 @@ def write_ablation(where: Path, data: Mapping[str, Any]) -> Sheet:
     sheet = ablation_sheet(data)
     panels = [forest(data["conditions"], measure) for measure in MEASURES]
     write_json(where / "ablation.json", data)
-    _write(where / "ablation.md", markdown(sheet, data["command"]).encode())
-    _write(where / "ablation.html", page(data, sheet, panels).encode())
+    replace_bytes(where / "ablation.md", markdown(sheet, data["command"]).encode())
+    replace_bytes(where / "ablation.html", page(data, sheet, panels).encode())
     return sheet
 
 
@@ -272,18 +271,8 @@ def write_scale(where: Path, data: Mapping[str, Any]) -> Sheet:
     """Write `scale.json`, `.md`, `.html`, `.svg` and `.png` into `where`."""
     sheet = scale_sheet(data)
     write_json(where / "scale.json", data)
-    _write(where / "scale.md", markdown(sheet, data["command"]).encode())
-    _write(where / "scale.html", page(data, sheet, [scaling(data)]).encode())
+    replace_bytes(where / "scale.md", markdown(sheet, data["command"]).encode())
+    replace_bytes(where / "scale.html", page(data, sheet, [scaling(data)]).encode())
     for kind in ("svg", "png"):
-        _write(where / f"scale.{kind}", scaling_picture(data, kind))
+        replace_bytes(where / f"scale.{kind}", scaling_picture(data, kind))
     return sheet
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write aside, fsync, rename."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    aside.replace(path)

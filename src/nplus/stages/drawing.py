@@ -42,6 +42,12 @@ def noise(
     return torch.from_numpy(grid)
 
 
+def shared_out(prompts: Sequence[Demonstration], hands: int) -> list[list[int]]:
+    """Which prompts each of `hands` draws for: as many, and as long on the whole."""
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].query))
+    return [by_length[hand::hands] for hand in range(hands)]
+
+
 def draw(
     model: PreTrainedModel,
     prompts: Sequence[Demonstration],
@@ -57,8 +63,7 @@ def draw(
     Several processes share the prompts out, and each returns all responses.
     """
     ranks = ctx.topology
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].query))
-    places = [by_length[rank :: ranks.world] for rank in range(ranks.world)]
+    places = shared_out(prompts, ranks.world)
     own = [prompts[i] for i in places[ranks.rank]]
     work = float(model.num_parameters() * len(own) * sampling.response_length)
     engine = ctx.engine(model)
@@ -81,7 +86,7 @@ def _draw(
     size: int,
     ticker: Ticker | None,
 ) -> list[Drawn]:
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].query))
+    (by_length,) = shared_out(prompts, 1)
     drawn: dict[int, Drawn] = {}
     for start in range(0, len(prompts), size):
         index = by_length[start : start + size]

@@ -16,7 +16,7 @@ from nplus.records import Demonstration
 from nplus.rollout import Critic, add_values, collect, joined, rm_scores
 from nplus.seeding import epoch_order, take
 from nplus.stages.context import Context
-from nplus.stages.drawing import noise
+from nplus.stages.drawing import noise, shared_out
 from nplus.training.update import Beside
 
 SHOWN = 8
@@ -89,8 +89,7 @@ class Experience:
         is called `gather`."""
         if beside is None or len(posts) < 2:
             return self.gather(posts, step, on_part)
-        order = sorted(range(len(posts)), key=lambda i: len(posts[i].query))
-        own, others = order[::2], order[1::2]
+        own, others = shared_out(posts, 2)
         parts = beside.partner.beside(
             lambda: self.gather([posts[i] for i in own], step, on_part),
             "gather",
@@ -108,10 +107,9 @@ class Experience:
     ) -> ValuedRollout:
         """The same of all processes, in each: they share the prompts out and tell each other."""
         ranks, device = self.ctx.topology, self.ctx.device
-        order = sorted(range(len(posts)), key=lambda i: len(posts[i].query))
-        places = [order[rank :: ranks.world] for rank in range(ranks.world)]
         if ranks.world == 1:
             return self.gather_in_halves(posts, step, beside, on_part)
+        places = shared_out(posts, ranks.world)
         own = [posts[i] for i in places[ranks.rank]]
         found = self.gather_in_halves(own, step, beside, on_part).to("cpu") if own else None
         parts = [part for part in ranks.collectives.gather(found) if part is not None]

@@ -3,32 +3,12 @@
 import pytest
 import torch
 
-from nplus.config import DPOConfig
-from nplus.data.collate import PairRow
-from nplus.models.scalar import ScalarModel
-from nplus.seeding import stream
-from nplus.stages import compute, dpo, reward, sft
+from nplus.stages import compute
 from nplus.training.update import update
-
-EOS, PAD = 0, 1
-BATCH = {"batch": {"batch_size": 12, "micro_batch_size": 6}, "optim": {"learning_rate": 1e-3}}
-
-
-class Ids:
-    eos_id, pad_id = EOS, PAD
-
-
-def words(n, what, low, high):
-    draw = stream(0, "trainer", n, what)
-    return draw.integers(2, 61, size=int(draw.integers(low, high))).tolist()
-
-
-ROWS = [(words(n, 0, 2, 9), [*words(n, 1, 1, 8), EOS]) for n in range(30)]
-PAIRS = [PairRow(*row, [*words(n, 2, 1, 8), EOS]) for n, row in enumerate(ROWS)]
 
 
 @pytest.fixture
-def trainer(tiny_causal, stage_context, monkeypatch):
+def trainer(row_trainer_of, monkeypatch):
     """`trainer(stage, threads=1, side_by_side=True)`: one of the three, from the same weights."""
     before = torch.get_num_threads()
     monkeypatch.setattr(compute, "WORTH_SHARING", 0)
@@ -36,35 +16,11 @@ def trainer(tiny_causal, stage_context, monkeypatch):
 
     def build(stage, threads, side_by_side=True, **changed):
         torch.set_num_threads(threads)
-        cfg = DPOConfig(**BATCH) if stage == "dpo" else BATCH
-        ctx = stage_context(
-            codec=Ids(), compute={"side_by_side": side_by_side}, **{stage: cfg}, **changed
-        )
-        model = tiny_causal(spread=0.02).double()
-        model.set_attn_implementation("batched")
-        if stage == "sft":
-            cfg = ctx.config.sft
-            return sft.trainer(
-                model,
-                ROWS,
-                ctx,
-                name="sft",
-                epochs=2,
-                optim=cfg.optim,
-                batch=cfg.batch,
-                pad_id=PAD,
-                response_weight=2.0,
-            )
-        if stage == "reward":
-            return reward.trainer(ScalarModel.from_causal(model, pad_id=PAD, seed=0), PAIRS, ctx)
-        reference = tiny_causal(seed=1, spread=0.02).double().requires_grad_(False)
-        return dpo.trainer(model, reference, PAIRS, ctx)
-
-    def kept(*args, **changed):
-        made.append(build(*args, **changed))
+        cpu = {"side_by_side": side_by_side}
+        made.append(row_trainer_of(stage, rows=12, attn="batched", compute=cpu, **changed))
         return made[-1]
 
-    yield kept
+    yield build
     for each in made:
         each.close()
     torch.set_num_threads(before)
@@ -115,7 +71,7 @@ def test_one_process_where_it_is_asked_for_or_dropout_draws(changed, trainer, sh
 
 def test_a_small_step_is_not_shared_out(trainer, shared, monkeypatch):
     built = trainer("sft", 2)
-    slots = built.micro_batches(ROWS[:12], 12)[0].slots
+    slots = built.micro_batches(built.rows[:12], 12)[0].slots
     for worth in (slots * built.parameters, slots * built.parameters + 1):
         monkeypatch.setattr(compute, "WORTH_SHARING", worth)
         built.step(0)
