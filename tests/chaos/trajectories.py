@@ -31,7 +31,7 @@ from nplus.runs import RunRoot, StageDir
 STAGES = ("sft", "reward", "dpo", "ppo")
 STEPS = 8
 FILES = {"ppo": ("model", "critic")}
-BOUNDS = {"float64": (1e-9, 1e-9), "float32": (2e-3, 2e-2)}
+BOUNDS = {"float64": (1e-12, 1e-12), "float32": (5e-5, 5e-5)}
 """Of weights and of journalled numbers, each relative to its size or to 1."""
 EIGHT = {"batch_size": 8, "micro_batch_size": 8}
 LONG = (
