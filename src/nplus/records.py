@@ -154,6 +154,19 @@ Record = TypeVar(
 )
 
 
+def read_object(path: Path, mend: str) -> dict[str, Any]:
+    """The JSON object in `path`; InputError names the file, what is wrong with it, and `mend`."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror}); {mend}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); {mend}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}; {mend}")
+    return found
+
+
 def parse_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """`(line number, object)` of a JSONL file; an `InputError` names the line that is broken."""
     for number, line in _lines(path):

@@ -100,8 +100,8 @@ class Suite:
                 "in half a file": at_half_a_file(self.dice.randrange(8)),
             }
             pause = self.dice.uniform(0.05, 0.6) * self.seconds if how == "at a moment" else None
+            self.resumes += out.exists()
             ending = Victim.start(out, mines[how]).wait(pause)
-            self.resumes += 1
             if ending.how == "killed":
                 self.kills[f"{how}, {_at_work(out)}"] += 1
             elif ending.how == "done":

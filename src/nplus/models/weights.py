@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from nplus.records import InputError
+from nplus.records import InputError, read_object
 
 ONE, MANY = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -31,7 +31,7 @@ def require_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, tupl
         raise InputError(f"{path}: no such directory; {MEND}")
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: no config.json; this is not a model directory; {MEND}")
-    config = _object(path / "config.json")
+    config = read_object(path / "config.json", MEND)
     # A config may name its weights; else transformers takes these, in this order.
     named = config.get("transformers_weights")
     candidates = [ONE, MANY] if named is None else [_inside(path, named, path / "config.json")]
@@ -64,7 +64,7 @@ def _refuse_pickle(path: Path, allowed: bool) -> None:
 
 def _shards(index: Path, suffix: str = ".safetensors") -> list[Path]:
     """The files that an index names, each inside its directory."""
-    names = _object(index).get("weight_map")
+    names = read_object(index, MEND).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise InputError(f"{index}: no weight_map, so no weights; {MEND}")
     shards = []
@@ -83,20 +83,6 @@ def _inside(folder: Path, name: object, source: Path) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.-]*", name):
         raise InputError(f"{source}: names {name!r} for weights, no file of {folder}; {MEND}")
     return name
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read it ({error.strerror}); {MEND}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); {MEND}") from error
-    if not isinstance(found, dict):
-        kind = type(found).__name__
-        raise InputError(f"{path}: expected a JSON object, found {kind}; {MEND}")
-    return found
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:

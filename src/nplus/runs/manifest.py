@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nplus.records import InputError
-from nplus.runs.storage import differences, key_of, no_nan, read_object, require_kinds, write_json
+from nplus.records import InputError, read_object
+from nplus.runs.storage import differences, key_of, no_nan, require_kinds, write_json
 
 PACKAGES = (
     "nplus",

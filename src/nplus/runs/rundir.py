@@ -25,12 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nplus.records import InputError, parse_lines
+from nplus.records import InputError, parse_lines, read_object
 from nplus.runs.lock import is_vacant, require_makeable
 from nplus.runs.manifest import Manifest
 from nplus.runs.storage import (
     contents_of,
-    read_object,
     replace_bytes,
     require_kinds,
     sync,

@@ -75,19 +75,6 @@ def replace_bytes(path: Path, content: bytes) -> None:
     aside.replace(path)
 
 
-def read_object(path: Path, mend: str) -> dict[str, Any]:
-    """The JSON object in `path`; InputError names the file, what is wrong with it, and `mend`."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read it ({error.strerror}); {mend}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); {mend}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}; {mend}")
-    return found
-
-
 def require_kinds(path: Path, row: Mapping[str, Any], kinds: Mapping[str, Any], mend: str) -> None:
     """InputError unless every key of `kinds` that `row` has is of the kind (or kinds) given."""
     for name, kind in kinds.items():

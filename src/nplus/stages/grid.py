@@ -22,11 +22,11 @@ from typing import Any
 from nplus.config import RunConfig
 from nplus.config.batch_plan import batch_plan
 from nplus.config.load import load_config
-from nplus.records import InputError
+from nplus.records import InputError, read_object
 from nplus.runs import RunRoot, StageDir, alone_in, key_of
 from nplus.runs.lock import is_vacant, require_makeable
 from nplus.runs.rundir import is_plain_name
-from nplus.runs.storage import read_object, require_kinds, write_json
+from nplus.runs.storage import require_kinds, write_json
 from nplus.stages.road import SPEED_KEYS, outside_inputs
 from nplus.stages.tuning.cache import cores
 from nplus.stages.tuning.settle import settle
