@@ -28,15 +28,24 @@ def _encode(part: PathPart) -> bytes:
     return tag + len(body).to_bytes(4, "little") + body
 
 
-def _bits(seed: int, path: tuple[PathPart, ...]) -> np.random.Philox:
+def _key(seed: int, path: tuple[PathPart, ...]) -> bytes:
     encoded = b"".join([_encode(seed), *map(_encode, path)])
-    digest = hashlib.blake2b(encoded, digest_size=16, person=b"nplus.seeding.1").digest()
-    return np.random.Philox(key=np.frombuffer(digest, dtype="<u8"))
+    return hashlib.blake2b(encoded, digest_size=16, person=b"nplus.seeding.1").digest()
+
+
+def _bits(seed: int, path: tuple[PathPart, ...]) -> np.random.Philox:
+    return np.random.Philox(key=np.frombuffer(_key(seed, path), dtype="<u8"))
 
 
 def _open_unit(bits_U64: np.ndarray) -> np.ndarray:
     # Midpoints of 2^52 equal cells: exact in float64, so neither 0 nor 1 can come out.
     return ((bits_U64 >> np.uint64(12)).astype(np.float64) + 0.5) * _LATTICE
+
+
+def name_of(seed: int, *path: PathPart) -> str:
+    """The key of the stream of `(seed, *path)`, 32 hexadecimal digits: what it draws hangs on this
+    alone."""
+    return _key(seed, path).hex()
 
 
 def stream(seed: int, *path: PathPart) -> np.random.Generator:

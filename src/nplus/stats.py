@@ -6,6 +6,7 @@ Every function that draws takes its seed. Intervals are two-sided at `level` (0.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -124,6 +125,18 @@ def mean_difference(
 
 
 # --- win rates --------------------------------------------------------------------------------
+
+
+def mean_correlation(rows_a: Sequence[ArrayLike], rows_b: Sequence[ArrayLike]) -> float | None:
+    """Mean over rows of Pearson's correlation within each, as the length bias of a reward model is
+    given (arXiv 2405.07863, Figure 4). Rows in which either side is constant have none; None where
+    no row has one."""
+    found = []
+    for a, b in zip(rows_a, rows_b, strict=True):
+        x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+        if x.std() > 0 and y.std() > 0:
+            found.append(float(np.corrcoef(x, y)[0, 1]))
+    return float(np.mean(found)) if found else None
 
 
 @dataclass(frozen=True, slots=True)

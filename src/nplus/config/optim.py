@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -28,11 +29,17 @@ class OptimConfig(Config):
     """Detail B3: cosine to 0 for SFT and reward, linear for PPO."""
     warmup_steps: int = Field(0, ge=0)
     """Linear warm-up steps; the paper has none."""
+    warmup_ratio: float = Field(0.0, ge=0, lt=1)
+    """Warm-up as a share of all steps, rounded up; with `warmup_steps` the longer one holds."""
     max_grad_norm: float | None = Field(None, gt=0)
     """Detail B4: no clipping unless asked for."""
     max_skips: int = Field(3, ge=0)
     """Steps in a row that may be left out because a loss or gradient is not finite; one more ends
     the run."""
+
+    def warmup(self, total: int) -> int:
+        """Warm-up steps of `total`."""
+        return max(self.warmup_steps, math.ceil(self.warmup_ratio * total))
 
 
 class BatchConfig(Config):

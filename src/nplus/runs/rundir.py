@@ -7,6 +7,7 @@ runs/<name>/<stage>-<key8>/
     manifest.json    journal.jsonl    samples/    checkpoints/step_N/    skipped/
     data_check.json of a stage that reads or makes data, and the artefact:
     data/ | model/ | completions.jsonl | comparisons.jsonl | judgements.jsonl | table.jsonl ...
+    responses.jsonl | scores.jsonl | ledger.parquet of a round of the online loop
 runs/<name>/against-<key8>/          completions from elsewhere, set against the run's
     manifest.json    judgements.jsonl
 """
@@ -88,6 +89,21 @@ class StageDir:
     @property
     def comparisons(self) -> Path:
         return self.path / "comparisons.jsonl"
+
+    @property
+    def responses(self) -> Path:
+        """What a round of the online loop has drawn, a line a prompt."""
+        return self.path / "responses.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        """How its responses were scored, a line a prompt."""
+        return self.path / "scores.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """A round's prompts, responses, scores and pairs (`runs/ledger.py`)."""
+        return self.path / "ledger.parquet"
 
     @property
     def replies(self) -> Path:

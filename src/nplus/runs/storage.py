@@ -67,11 +67,16 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_bytes(path: Path, content: bytes) -> None:
     """Write aside, fsync, then rename over `path`."""
+    with replaced(path) as aside:
+        aside.write_bytes(content)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Where to write what is to stand at `path`: synced and renamed when the block is through."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
+    yield aside
+    sync(aside)
     aside.replace(path)
 
 

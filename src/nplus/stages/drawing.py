@@ -35,11 +35,18 @@ class Drawn:
 
 
 def noise(
-    seed: int, name: str, keys: Sequence[str], sampling: SamplingConfig, sample: int = 0
+    seed: int,
+    name: str,
+    keys: Sequence[str],
+    sampling: SamplingConfig,
+    samples: Sequence[int] = (0,),
 ) -> Tensor:
-    """[B, R] uniforms named by (name, prompt key, sample): the same whatever the batch."""
-    grid = uniform_grid(seed, [(name, key, sample) for key in keys], sampling.response_length)
-    return torch.from_numpy(grid)
+    """[B, R] uniforms named by (name, prompt key, sample number): the same whatever the batch.
+
+    `B` is keys times samples, the samples of a key side by side.
+    """
+    names = [(name, key, sample) for key in keys for sample in samples]
+    return torch.from_numpy(uniform_grid(seed, names, sampling.response_length))
 
 
 def shared_out(prompts: Sequence[Demonstration], hands: int) -> list[list[int]]:
@@ -58,19 +65,38 @@ def draw(
     size: int,
     ticker: Ticker | None = None,
 ) -> list[Drawn]:
-    """One response per prompt, in order. `name` names the noise, with each prompt's id.
+    """One response per prompt, in order: the first of `draw_several`."""
+    found = draw_several(
+        model, prompts, sampling, ctx, name=name, size=size, samples=(0,), ticker=ticker
+    )
+    return [drawn for (drawn,) in found]
 
-    Several processes share the prompts out, and each returns all responses.
+
+def draw_several(
+    model: PreTrainedModel,
+    prompts: Sequence[Demonstration],
+    sampling: SamplingConfig,
+    ctx: Context,
+    *,
+    name: str,
+    size: int,
+    samples: Sequence[int],
+    ticker: Ticker | None = None,
+) -> list[list[Drawn]]:
+    """Per prompt, in order, the responses with these numbers; at most `size` are drawn at once.
+
+    `name` names the noise, with each prompt's id and the number. Several processes share the
+    prompts out, and each returns all responses.
     """
     ranks = ctx.topology
     places = shared_out(prompts, ranks.world)
     own = [prompts[i] for i in places[ranks.rank]]
-    work = float(model.num_parameters() * len(own) * sampling.response_length)
+    work = float(model.num_parameters() * len(own) * len(samples) * sampling.response_length)
     engine = ctx.engine(model)
     shared = in_halves(ctx.config.compute, ctx.device, ctx.config.model, work / DRAWN_ALIKE)
     with halved(engine) if shared else nullcontext(engine) as used:
-        found = _draw(used, own, sampling, ctx, name=name, size=size, ticker=ticker)
-    drawn: dict[int, Drawn] = {}
+        found = _draw(used, own, sampling, ctx, name, size, samples, ticker)
+    drawn: dict[int, list[Drawn]] = {}
     for index, part in zip(places, ranks.collectives.gather(found), strict=True):
         drawn |= dict(zip(index, part, strict=True))
     return [drawn[i] for i in range(len(prompts))]
@@ -81,22 +107,26 @@ def _draw(
     prompts: Sequence[Demonstration],
     sampling: SamplingConfig,
     ctx: Context,
-    *,
     name: str,
     size: int,
+    samples: Sequence[int],
     ticker: Ticker | None,
-) -> list[Drawn]:
+) -> list[list[Drawn]]:
     (by_length,) = shared_out(prompts, 1)
-    drawn: dict[int, Drawn] = {}
-    for start in range(0, len(prompts), size):
-        index = by_length[start : start + size]
-        batch = prompt_batch(ctx.codec, [prompts[i] for i in index]).to(ctx.device)
-        noise_BR = noise(ctx.seed, name, batch.keys, sampling).to(ctx.device)
+    drawn: dict[int, list[Drawn]] = {}
+    step = max(1, size // len(samples))
+    for start in range(0, len(prompts), step):
+        index = by_length[start : start + step]
+        picked = [prompts[i] for i in index]
+        # The samples of a prompt stand side by side: the engine reads it once.
+        batch = prompt_batch(ctx.codec, [post for post in picked for _ in samples]).to(ctx.device)
+        keys = [post.id for post in picked]
+        noise_BR = noise(ctx.seed, name, keys, sampling, samples).to(ctx.device)
         generation = generate(engine, batch, sampling, noise_BR, size=size)
         # Not the generation's own mask, which leaves EOS out where PAD is EOS (Detail A7).
         lengths = response_mask_BR(generation.tokens_BR, ctx.codec.eos_id).sum(1).tolist()
         rows = zip(
-            index,
+            [i for i in index for _ in samples],
             texts(generation, ctx.codec.decode_response),
             generation.tokens_BR.tolist(),
             lengths,
@@ -104,9 +134,9 @@ def _draw(
             strict=True,
         )
         for i, text, tokens, length, ended in rows:
-            drawn[i] = Drawn(text, tuple(tokens[:length]), ended)
+            drawn.setdefault(i, []).append(Drawn(text, tuple(tokens[:length]), ended))
         if ticker is not None:
-            ticker.tick(len(index))
+            ticker.tick(len(index) * len(samples))
     return [drawn[i] for i in range(len(prompts))]
 
 

@@ -285,7 +285,10 @@ class Trainer:
             metrics["objective/gold"] = Mean(sum(judged), len(judged))
         clock.lap("scores")
         factor = schedule(
-            cfg.optim.lr_scheduler_type, step, self.plan.updates, warmup=cfg.optim.warmup_steps
+            cfg.optim.lr_scheduler_type,
+            step,
+            self.plan.updates,
+            warmup=cfg.optim.warmup(self.plan.updates),
         )
         lr, _ = (optimizer.set_factor(factor) for optimizer in self.optimizers.values())
         train_metrics, first_minibatch = train_on(

@@ -88,7 +88,7 @@ class Trainer(Generic[Row, Micro]):
             index = self.order(start, size)
         micros, shared = self._micros([self.rows[i] for i in index])
         factor = schedule(
-            self.optim.lr_scheduler_type, number, self.total, warmup=self.optim.warmup_steps
+            self.optim.lr_scheduler_type, number, self.total, warmup=self.optim.warmup(self.total)
         )
         lr = self.optimizer.set_factor(factor)
         try:

@@ -1,0 +1,67 @@
+"""What the steps of a round share: the prompts, who the policies are, and hashes of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nplus.config.online import OnlineConfig, Step
+from nplus.records import Demonstration, InputError
+from nplus.runs import StageDir, key_of
+from nplus.seeding import epoch_order
+from nplus.stages.context import Context
+
+
+def settings(ctx: Context) -> OnlineConfig:
+    """The loop's settings, in a run that has it."""
+    if ctx.config.online is None:
+        raise ValueError("the online loop needs `online`")
+    return ctx.config.online
+
+
+def policy_stage(round: int) -> str:
+    """The stage whose `model/` is the policy after `round` rounds."""
+    return Step(round, "train").name if round else "sft"
+
+
+def policy_name(round: int) -> str:
+    """How the ledger and the tables call it."""
+    return f"round{round}" if round else "sft"
+
+
+def prompts_of(ctx: Context, round: int) -> list[Demonstration]:
+    """A round's prompts: fresh ones while a whole round of them is left, then reshuffled.
+
+    Raises InputError where a round asks for more than there are.
+    """
+    cfg, posts = settings(ctx), ctx.data.demonstrations("train")
+    if cfg.prompts > len(posts):
+        raise InputError(
+            f"online.prompts={cfg.prompts}: there are {len(posts)} training posts; set "
+            f"online.prompts={len(posts)} or fewer"
+        )
+    again, place = divmod(round - 1, len(posts) // cfg.prompts)
+    order = epoch_order(ctx.seed, "online prompts", again, len(posts))
+    return [posts[i] for i in order[place * cfg.prompts :][: cfg.prompts]]
+
+
+def cut(items: Sequence[Demonstration], size: int) -> list[list[Demonstration]]:
+    """Pieces of `size` posts, those of like length together."""
+    by_length = sorted(items, key=lambda post: (len(post.query), post.id))
+    return [by_length[start : start + size] for start in range(0, len(by_length), size)]
+
+
+def weights_hash(where: StageDir, part: str = "model") -> str:
+    """A hash of the weights that a finished stage left: the same weights, the same hash."""
+    manifest = where.manifest()
+    files = () if manifest is None else manifest.outputs
+    weights = [
+        (one["path"], one["sha256"])
+        for one in files
+        if one["path"].startswith(f"{part}/") and one["path"].endswith((".safetensors", ".bin"))
+    ]
+    if not weights:
+        raise InputError(
+            f"{where.path}: its manifest names no weights in {part}/; remove the folder and run "
+            "again"
+        )
+    return key_of(sorted(weights))[:16]
