@@ -7,6 +7,7 @@ from nplus.config.doctor import DoctorConfig
 from nplus.config.dpo import DPOConfig
 from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
+from nplus.config.online import OnlineConfig
 from nplus.config.optim import BatchConfig, OptimConfig
 from nplus.config.ppo import PPOConfig
 from nplus.config.run import RunConfig
@@ -33,6 +34,7 @@ __all__ = [
     "JudgeConfig",
     "LabelConfig",
     "ModelConfig",
+    "OnlineConfig",
     "OptimConfig",
     "PPOConfig",
     "PretrainConfig",

@@ -13,6 +13,7 @@ from nplus.config.doctor import DoctorConfig
 from nplus.config.dpo import DPOConfig
 from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
+from nplus.config.online import OnlineConfig
 from nplus.config.ppo import PPOConfig
 from nplus.config.stages import (
     EvaluateConfig,
@@ -43,6 +44,7 @@ class RunConfig(Config):
     reward: RewardConfig = RewardConfig()
     ppo: PPOConfig = PPOConfig()
     dpo: DPOConfig | None = None
+    online: OnlineConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
     judge: JudgeConfig = JudgeConfig()
     doctor: DoctorConfig = DoctorConfig()
@@ -51,11 +53,24 @@ class RunConfig(Config):
 
     def stage_names(self) -> tuple[str, ...]:
         """The stages this run has, in order."""
+        rounds = tuple(step.name for step in self.online.steps()) if self.online else ()
         # DPO stands before what it does not need, so that a run can end there.
-        names = ("data", "pretrain", "sft", "sample", "label", "dpo", "reward", "ppo", "evaluate")
-        absent = {name for name in ("pretrain", "sample", "dpo") if getattr(self, name) is None}
+        first = ("data", "pretrain", "sft", "sample", "label", "dpo")
+        names = (*first, *reward_stages(self.reward), "ppo", *rounds, "online", "evaluate")
+        optional = ("pretrain", "sample", "dpo", "online")
+        absent = {name for name in optional if getattr(self, name) is None}
         there = tuple(name for name in names if name not in absent)
         return there[: there.index(self.until) + 1] if self.until in there else there
+
+    @model_validator(mode="after")
+    def _opinions(self) -> Self:
+        ensemble = self.online is not None and self.online.scorer == "ensemble"
+        if ensemble and self.reward.members < 2:
+            raise ValueError(
+                f"online.scorer=ensemble with reward.members={self.reward.members}: an ensemble "
+                "has at least two reward models; set reward.members=3"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_network(self) -> Self:
@@ -121,6 +136,8 @@ class RunConfig(Config):
             "ppo.sampling.response_length": self.ppo.sampling.response_length,
             "evaluate.response_length": self.evaluate.response_length,
         }
+        if self.online is not None:
+            lengths["online.response_length"] = self.online.response_length
         for key, length in lengths.items():
             if length < self.data.max_response_tokens:
                 raise ValueError(
@@ -129,3 +146,16 @@ class RunConfig(Config):
                     "the references' length; raise it"
                 )
         return self
+
+
+def reward_stages(cfg: RewardConfig) -> tuple[str, ...]:
+    """The stages that train the reward model and the other members of its ensemble."""
+    return ("reward", *(f"reward_{number}" for number in range(2, cfg.members + 1)))
+
+
+def member_of(stage: str) -> int | None:
+    """Which member of the reward ensemble a stage trains, from 1; None for another stage."""
+    head, _, number = stage.partition("_")
+    if head != "reward":
+        return None
+    return int(number) if number else 1

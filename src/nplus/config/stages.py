@@ -98,6 +98,9 @@ class RewardConfig(Config):
     them to a standard deviation of 1 (OpenAI 2019)."""
     normalise_rows: int = Field(2_000, ge=1)
     """At most this many demonstrations for the shift; the paper takes all."""
+    members: int = Field(1, ge=1, le=99)
+    """Reward models that are trained alike, each on an order and a head of its own: an ensemble, of
+    which `reward` is the first."""
     save_steps: int = Field(0, ge=0)
     """Checkpoint every so many steps; 0 only at the end."""
 

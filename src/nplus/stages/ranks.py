@@ -15,13 +15,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from nplus.config.online import step_of
+from nplus.config.run import member_of
 from nplus.distributed.topology import Topology
 from nplus.runs import RunRoot, StageDir
 from nplus.stages.tuning.settle import Settled
 
 TOGETHER = ("pretrain", "sft", "sample", "dpo", "reward", "ppo")
 """Stages whose work all processes share; the others are the first one's alone."""
+STEPS_TOGETHER = ("sample", "train")
+"""The same of the steps of the online loop."""
 OnStage = Callable[[str, StageDir, str], None]
+
+
+def shared(stage: str) -> bool:
+    """Whether all processes share a stage's work."""
+    step = step_of(stage)
+    if step is not None:
+        return step.kind in STEPS_TOGETHER
+    return stage in TOGETHER or member_of(stage) is not None
 
 
 def lead(topology: Topology, settled: Settled, out: Path) -> None:
@@ -67,7 +79,7 @@ class Follower:
         while told := self.topology.collectives.broadcast(None):
             name, path, state = told
             self.dirs[name] = StageDir(path)
-            if state == "run" and name in TOGETHER:
+            if state == "run" and shared(name):
                 with tempfile.TemporaryDirectory(prefix="nplus-") as scratch:
                     own = StageDir(Path(scratch), lead=path)
                     if self.dirs[name].journal_path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from nplus.config import RunConfig
+from nplus.config.online import step_of
 from nplus.config.profiles import told
+from nplus.config.run import member_of, reward_stages
 from nplus.data.tokens import Codec
 from nplus.distributed.topology import Topology, connected
 from nplus.engines.api import require_judge
@@ -26,11 +29,13 @@ from nplus.runs import (
     content_hash,
     told_of_refusals,
 )
+from nplus.seeding import stream
 from nplus.stages import data, dpo, evaluate, label, ppo, pretrain, reward, sample, sft
 from nplus.stages.compute import device_name, resolve_device
 from nplus.stages.context import Context
 from nplus.stages.copying import require_copying
 from nplus.stages.doctor.watch import Watch
+from nplus.stages.online import steps
 from nplus.stages.ranks import Follower, dismiss, lead, telling
 from nplus.stages.tuning.settle import Settled, settle
 
@@ -43,6 +48,7 @@ VERSIONS = {
     "reward": 2,
     "ppo": 1,
     "dpo": 1,
+    "online": 1,
     "evaluate": 4,
 }
 """Raised when a stage's algorithm changes, so that old results are not taken for new ones."""
@@ -63,8 +69,24 @@ INPUTS = {
     "reward": ("data", "sft", "label"),
     "ppo": ("data", "sft", "reward"),
     "dpo": ("data", "sft", "label"),
-    "evaluate": ("data", "sft", "label", "reward", "ppo", "dpo"),
+    "evaluate": ("data", "sft", "label", "reward", "ppo", "dpo", "online"),
 }
+
+
+def version_of(name: str) -> int:
+    """The number of a stage's algorithm."""
+    if step := step_of(name):
+        return steps.VERSIONS[step.kind]
+    return VERSIONS["reward" if member_of(name) else name]
+
+
+def inputs_of(name: str, config: RunConfig) -> tuple[str, ...]:
+    """The stages that a stage reads, of those that a run may have."""
+    if step := step_of(name):
+        return steps.inputs_of(step, config)
+    if name == "online":
+        return steps.chooses_from(config)
+    return INPUTS.get("reward" if member_of(name) else name, ())
 
 
 def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
@@ -77,7 +99,16 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     if name in ("data", "pretrain"):  # the base model knows neither
         parts["tokenizer"].pop("distinct_pad")
         parts["model"].pop("dropout")
-    parts[name] = getattr(config, name).model_dump(mode="json")
+    if step := step_of(name):
+        return parts | steps.settings_of(step, config)
+    if name == "online":
+        return {"choose": config.online.choose} if config.online else {}
+    member = member_of(name)
+    part = "reward" if member else name
+    parts[part] = getattr(config, part).model_dump(mode="json")
+    if member:
+        parts["reward"].pop("members")
+        parts |= {"member": member} if member > 1 else {}
     if name == "evaluate" and config.evaluate.judge == "llm":
         # Whom is asked, and how; not how fast.
         parts["judge"] = config.judge.model_dump(include={"model", "base_url", "order"})
@@ -171,11 +202,24 @@ def stage_functions(ctx: Context) -> dict[str, Callable[[StageDir], Any]]:
         "sft": lambda where: sft.run(where, ctx),
         "sample": lambda where: sample.run(where, ctx),
         "label": lambda where: label.run(where, alone),
-        "reward": lambda where: reward.run(where, ctx),
+        **{
+            name: partial(reward.run, ctx=as_member(ctx, number))
+            for number, name in enumerate(reward_stages(ctx.config.reward), 1)
+        },
         "ppo": lambda where: ppo.run(where, ctx),
         "dpo": lambda where: dpo.run(where, ctx),
+        **steps.functions(ctx),
         "evaluate": lambda where: evaluate.run(where, alone),
     }
+
+
+def as_member(ctx: Context, number: int) -> Context:
+    """What the `number`th member of the reward ensemble is trained with: a seed of its own, which
+    names the head's weights and the order of the comparisons."""
+    if number == 1:
+        return ctx
+    seed = int(stream(ctx.seed, "reward member", number).integers(1 << 31))
+    return replace(ctx, config=ctx.config.model_copy(update={"seed": seed}))
 
 
 def _run_stages(
@@ -207,11 +251,11 @@ def _run_stages(
     ctx = Context(config, device, console, pipeline.dirs, topology, stop, watch)
     stages = stage_functions(ctx)
     for name in names:
-        inputs = {role: role for role in INPUTS.get(name, ()) if role in names}
+        inputs = {role: role for role in inputs_of(name, config) if role in names}
         if name == "data":
             inputs = outside_inputs(config)
         stage = watch.watched(name, stages[name], ctx)
-        pipeline.run(name, stage_config(name, config), stage, version=VERSIONS[name], inputs=inputs)
+        pipeline.run(name, stage_config(name, config), stage, version=version_of(name), inputs=inputs)
         if name == "sft" and config.sft.copy_gate:
             require_copying(pipeline.dirs["sft"], config.sft.copy_gate)
         if name == until:

@@ -28,6 +28,25 @@ def policy_name(round: int) -> str:
     return f"round{round}" if round else "sft"
 
 
+def begins_at(cfg: OnlineConfig, round: int) -> int:
+    """The round whose policy this one's training begins with; 0 is SFT's."""
+    return 0 if cfg.init == "sft" else round - 1
+
+
+def refers_to(cfg: OnlineConfig, round: int) -> int:
+    """The round whose policy is the loss's reference; 0 is SFT's.
+
+    The published scripts moved it every round, while the paper and its authors keep it at SFT
+    (sections 3.1 and 4.1).
+    """
+    return 0 if cfg.reference == "sft" else round - 1
+
+
+def rounds_used(cfg: OnlineConfig, round: int) -> range:
+    """The rounds whose pairs this one trains on."""
+    return range(round, round + 1) if cfg.history == "fresh" else range(1, round + 1)
+
+
 def prompts_of(ctx: Context, round: int) -> list[Demonstration]:
     """A round's prompts: fresh ones while a whole round of them is left, then reshuffled.
 

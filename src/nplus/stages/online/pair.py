@@ -17,7 +17,7 @@ from nplus.runs.ledger import LedgerRow, write_ledger
 from nplus.runs.pieces import read_pieces
 from nplus.seeding import uniforms
 from nplus.stages.context import Context
-from nplus.stages.online.common import policy_stage, settings, weights_hash
+from nplus.stages.online.common import policy_stage, refers_to, settings, weights_hash
 from nplus.stats import mean_correlation
 
 
@@ -32,8 +32,7 @@ def run(
             f"{scored.path}: scores other prompts than {drawn.path.name} holds; remove both folders "
             "and run again"
         )
-    refers_to = 0 if cfg.reference == "sft" else round - 1
-    reference = weights_hash(ctx.dirs[policy_stage(refers_to)])
+    reference = weights_hash(ctx.dirs[policy_stage(refers_to(cfg, round))])
     rows = [
         ledger_row(row | score, cfg, round, ctx.seed, reference)
         for row, score in zip(responses, scores, strict=True)

@@ -9,26 +9,13 @@ from nplus.records import Comparison, read_records
 from nplus.runs import StageDir
 from nplus.stages import dpo
 from nplus.stages.context import Context
-from nplus.stages.online.common import policy_stage, settings
-
-
-def begins_at(ctx: Context, round: int) -> int:
-    """The round whose policy this one's training begins with; 0 is SFT's."""
-    return 0 if settings(ctx).init == "sft" else round - 1
-
-
-def refers_to(ctx: Context, round: int) -> int:
-    """The round whose policy is the loss's reference; 0 is SFT's.
-
-    The published scripts moved it every round, while the paper and its authors keep it at SFT
-    (spec trap); `online.reference` says which.
-    """
-    return 0 if settings(ctx).reference == "sft" else round - 1
-
-
-def rounds_used(ctx: Context, round: int) -> range:
-    """The rounds whose pairs this one trains on."""
-    return range(round, round + 1) if settings(ctx).history == "fresh" else range(1, round + 1)
+from nplus.stages.online.common import (
+    begins_at,
+    policy_stage,
+    refers_to,
+    rounds_used,
+    settings,
+)
 
 
 def pairs_of(ctx: Context, round: int) -> list[Comparison]:
@@ -38,7 +25,7 @@ def pairs_of(ctx: Context, round: int) -> list[Comparison]:
     if cfg.history == "offline-mix":
         labelled = read_records(ctx.dirs["label"].comparisons, Comparison)
         found += [row for row in labelled if row.split == "train"][: cfg.offline_pairs]
-    for number in rounds_used(ctx, round):
+    for number in rounds_used(cfg, round):
         found += read_records(ctx.dirs[f"round{number}_pair"].comparisons, Comparison)
     return found
 
@@ -46,11 +33,11 @@ def pairs_of(ctx: Context, round: int) -> list[Comparison]:
 def run(where: StageDir, ctx: Context, round: int) -> dict[str, Any]:
     """Writes `model/`, the policy after this round."""
     cfg = settings(ctx)
-    policy = ctx.policy(policy_stage(begins_at(ctx, round)))
-    reference = ctx.policy(policy_stage(refers_to(ctx, round))).eval().requires_grad_(False)
+    policy = ctx.policy(policy_stage(begins_at(cfg, round)))
+    reference = ctx.policy(policy_stage(refers_to(cfg, round))).eval().requires_grad_(False)
     pairs = pairs_of(ctx, round)[: cfg.train.max_rows]
     rows = pair_rows(ctx.codec, pairs)
     name = f"round{round}"
-    results = dpo.train(policy, reference, rows, where, ctx, cfg.train, name)
+    results = dpo.train(policy, reference, rows, where, ctx, cfg.train, name=name)
     ctx.keep(policy, where.model)
     return {**results, "pairs": len(rows)}
