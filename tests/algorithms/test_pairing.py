@@ -61,7 +61,9 @@ def test_thompson_where_all_agree_takes_the_members_second_best():
 
 def test_bai_takes_the_least_certain_rival():
     # advantage over response 0: (-1, -1, 3) of response 1, (-2, -2, -2) of 2, (-3, -3, -2.5) of 3
-    of = candidates([3.0, 2.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0], [3.0, 6.0, 1.0, 0.5], draws=(0.1, 0))
+    of = candidates(
+        [3.0, 2.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0], [3.0, 6.0, 1.0, 0.5], draws=(0.1, 0)
+    )
     assert sorted((pick(of, TEXTS, "bai").chosen, pick(of, TEXTS, "bai").rejected)) == [0, 1]
 
 

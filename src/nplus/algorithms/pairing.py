@@ -136,9 +136,7 @@ def penalised(
     return scores - length * lengths_G - missing_eos * (~ended_G).to(scores.dtype)
 
 
-def pick(
-    of: Candidates, texts: Sequence[str], pairing: str, *, min_margin: float = 0.0
-) -> Pair:
+def pick(of: Candidates, texts: Sequence[str], pairing: str, *, min_margin: float = 0.0) -> Pair:
     """The pair of `pairing`, the response of the higher penalised score first.
 
     The published code turns a pair back to the raw order, so that its length penalty selects and

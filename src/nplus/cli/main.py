@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from nplus import __version__
-from nplus.cli import check, data, details, doctor, evaluate, grid, run, tune
+from nplus.cli import check, data, details, doctor, evaluate, grid, online, run, tune
 from nplus.records import InputError, StopError, StorageError
 
 # Of click, or of the copy of click that typer carries.
@@ -114,6 +114,8 @@ app.add_typer(data.app, name="data")
 app.command("details")(details.details)
 app.command("doctor")(doctor.doctor)
 app.command("recipes")(check.recipes)
+app.command("iterate")(online.iterate)
+app.command("ledger")(online.ledger)
 app.command("report")(run.report)
 app.command("evaluate")(evaluate.evaluate)
 app.command("ablate")(grid.ablate)

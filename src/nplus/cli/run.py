@@ -13,7 +13,7 @@ from nplus.cli.options import ConfigFile, Recipe, Seed, Sets, resolve
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nplus.config import DataConfig
+    from nplus.config import DataConfig, RunConfig
     from nplus.runs import RunRoot
 
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -41,11 +41,25 @@ def run(
     on as many processes as are asked for now. `torchrun -m nplus run ...` works too, on several
     machines that share the run's directory.
     """
+    cfg = resolve(recipe, config, sets, seed)
+    execute(cfg, recipe, sets, config, out, seed, until, processes)
+
+
+def execute(
+    cfg: RunConfig,
+    recipe: str,
+    sets: list[str] | None,
+    config: Path | None,
+    out: Path | None,
+    seed: int | None,
+    until: str | None,
+    processes: int,
+) -> None:
+    """Run `cfg`, which the other arguments have come to, up to `until`, and show its result."""
     from nplus.config.batch_plan import batch_plan
     from nplus.records import InputError
     from nplus.runs import RunRoot
 
-    cfg = resolve(recipe, config, sets, seed)
     batch_plan(cfg.ppo)
     if until is not None and until not in cfg.stage_names():
         known = ", ".join(cfg.stage_names())
@@ -75,8 +89,11 @@ def run(
     except CopyGateError as error:
         typer.echo(f"nplus: {error}", err=True)
         raise typer.Exit(1) from None
-    if (until or cfg.stage_names()[-1]) == "evaluate":
+    last = until or cfg.stage_names()[-1]
+    if last == "evaluate":
         _show(root, console)
+    elif last == "online":
+        show_rounds(root, console)
 
 
 def _arguments(
@@ -91,7 +108,7 @@ def _arguments(
     found = ["run", recipe, "--out", str(out)]
     for each in sets or ():
         found += ["--set", each]
-    named = {"--config": config, "--seed": seed, "--until": until}
+    named = {"--config": config, "--seed": seed, "--until": until}  # `iterate` is a `run` too
     for option, value in named.items():
         found += [] if value is None else [option, str(value)]
     return found
@@ -131,6 +148,20 @@ def require_file(data: DataConfig) -> None:
         except (OSError, RuntimeError) as error:  # a name that is too long, a ~user without a home
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"{source[:80]}: no such file ({reason}); {mend}") from error
+
+
+def show_rounds(root: RunRoot, console: Console) -> None:
+    """Write the report; print the rounds of the online loop and where the report is."""
+    from nplus.report.collect import collect
+    from nplus.report.page import write_report
+    from nplus.report.rounds import Rounds, console_table, sentences
+
+    page = write_report(root)
+    if found := Rounds.of(collect(root)):
+        console.print(console_table(found))
+        for sentence in sentences(found):
+            console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _show(root: RunRoot, console: Console) -> None:

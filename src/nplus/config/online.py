@@ -68,7 +68,14 @@ def _sources(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 Sources = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_sources)]
 Pairing = Literal[
-    "best_worst", "best_second", "best_random", "first_two", "across", "thompson", "bai", "uncertain"
+    "best_worst",
+    "best_second",
+    "best_random",
+    "first_two",
+    "across",
+    "thompson",
+    "bai",
+    "uncertain",
 ]
 
 

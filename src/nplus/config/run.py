@@ -54,9 +54,9 @@ class RunConfig(Config):
     def stage_names(self) -> tuple[str, ...]:
         """The stages this run has, in order."""
         rounds = tuple(step.name for step in self.online.steps()) if self.online else ()
-        # DPO stands before what it does not need, so that a run can end there.
+        # A stage stands before what it does not need, so that a run can end there.
         first = ("data", "pretrain", "sft", "sample", "label", "dpo")
-        names = (*first, *reward_stages(self.reward), "ppo", *rounds, "online", "evaluate")
+        names = (*first, *reward_stages(self.reward), *rounds, "online", "ppo", "evaluate")
         optional = ("pretrain", "sample", "dpo", "online")
         absent = {name for name in optional if getattr(self, name) is None}
         there = tuple(name for name in names if name not in absent)

@@ -10,10 +10,12 @@ from typing import Any
 
 from nplus.findings import Finding, by_severity, read_findings
 from nplus.records import InputError, parse_lines
-from nplus.report.shapes import ROW, VIEW, odd, require_results
+from nplus.report.shapes import ROUNDS, ROW, VIEW, odd, require_results
 from nplus.runs import Manifest, RunRoot, StageDir
 
-ORDER = ("data", "pretrain", "sft", "sample", "label", "dpo", "reward", "ppo", "evaluate")
+FIRST = ("data", "pretrain", "sft", "sample", "label", "dpo", "reward")
+LAST = ("online", "ppo", "evaluate")
+"""Stages in the order of a run; the rounds of the online loop stand between, as they came."""
 
 Row = Mapping[str, Any]
 
@@ -109,7 +111,8 @@ def collect(root: RunRoot) -> RunView:
     index = root.index()
     notes: list[str] = []
     dirs = root.stages()
-    names = sorted(dirs, key=lambda n: ORDER.index(n) if n in ORDER else len(ORDER))
+    between = [name for name in dirs if name not in (*FIRST, *LAST)]
+    names = [name for name in (*FIRST, *between, *LAST) if name in dirs]
     stages = {name: _stage(name, dirs[name], notes) for name in names}
     table: tuple[Row, ...] = ()
     tokens: tuple[Row, ...] = ()
@@ -173,6 +176,8 @@ def _stage(name: str, where: StageDir, notes: list[str]) -> StageView:
     manifest = where.manifest()
     if name == "evaluate" and manifest is not None:
         require_results(where.manifest_path, manifest.results)
+    if name == "online" and manifest is not None:
+        require_results(where.manifest_path, manifest.results, ROUNDS)
     return StageView(name, where.path, manifest, _curves(where), samples)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 
-from nplus.report import analyses, figures
+from nplus.report import analyses, figures, rounds
 from nplus.report.against import against_rows, coverage
 from nplus.report.collect import Row, RunView, StageView, collect, number
 from nplus.report.data_check import page_row
@@ -74,6 +74,7 @@ def render(run: RunView) -> str:
     evaluation = run.evaluation
     over = analyses.over_optimisation(run)
     agreed = analyses.agreement(evaluation)
+    loop = rounds.Rounds.of(run)
     drawn = {name: figures.curves(run, name) for name in CURVE_STAGES}
     price = [p for p in drawn["ppo"] if p.name in PRICE]
     drawn["ppo"] = [p for p in drawn["ppo"] if p.name not in PRICE]
@@ -87,6 +88,10 @@ def render(run: RunView) -> str:
         wins=_drawn(figures.win_rates(evaluation)),
         win_rows=win_rows(evaluation),
         systems=evaluation.get("systems") or (),
+        rounds=loop,
+        rounds_head=rounds.HEAD,
+        rounds_told=rounds.sentences(loop) if loop else (),
+        rounds_drawn=_drawn(rounds.panels(loop)) if loop else (),
         price=_drawn([*([over] if over else []), *price]),
         against=[(coverage(found), against_rows(found), found) for found in run.against],
         lengths=_drawn(analyses.lengths(evaluation)),

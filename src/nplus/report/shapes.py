@@ -8,7 +8,7 @@ from typing import Any
 
 from nplus.records import InputError
 
-SYSTEMS = ("reference", "sft", "ppo", "dpo")
+SYSTEMS = ("reference", "sft", "ppo", "dpo", "online")
 NUMBER, TEXT, NAMED = "a number", "text", "an object"
 Shape = Any
 """`NUMBER`, `TEXT`, `NAMED`, `[shape]` for a list, or `{key: shape}` for an object. None is always
@@ -40,14 +40,35 @@ EVALUATION: Shape = {
     "systems": [{"policy": TEXT, "split": TEXT, "kl": MEAN, "wrong_fact_rate": MEAN}],
     "win_rates": [{**MATCH, **RATE, "length_matched": {**RATE, "bins": [{**BIN, "rate": NUMBER}]}}],
     "agreement": [{**MATCH, **RATE, "decided": RATE}],
-    **{key: [MEAN] for key in ("wrong_facts_ppo_minus_sft", "wrong_facts_dpo_minus_sft")},
+    **{f"wrong_facts_{name}_minus_sft": [MEAN] for name in ("ppo", "dpo", "online")},
     **dict.fromkeys(("reward_model", "implicit_reward"), MODEL),
     "token_view": [{"policy": TEXT, "unchanged": RATE, "marginal": RATE, "shifted": RATE}],
     "copy": NAMED,
     "matched": NAMED,
     **dict.fromkeys(("read", "unmatched", "duplicates", "other_query"), NUMBER),
 }
+ROUNDS: Shape = {
+    "chosen": NUMBER,
+    "rounds": [
+        {
+            "round": NUMBER,
+            "validation": {
+                "systems": [
+                    {
+                        **dict.fromkeys(("temperature", "score", "proxy", "tokens"), NUMBER),
+                        "kl": MEAN,
+                        "against_sft": RATE,
+                        "against_reference": RATE,
+                    }
+                ]
+            },
+            "pairs": {"pairs": NUMBER, "reward": NUMBER, "left_out": NAMED},
+        }
+    ],
+}
+"""The results of the online loop."""
 REQUIRED = {
+    "rounds": {"round", "validation"},
     "systems": {"policy", "split", "temperature"},
     "calibration": {"name", "ece", "control_ece", "outside", "bins"},
     "bins": {"from", "to", "n", "low", "high"},
@@ -70,9 +91,10 @@ VIEW: Shape = {
 """A row of the token view."""
 
 
-def require_results(path: Path, results: Mapping[str, Any]) -> None:
-    """InputError for results in the manifest at `path` that no evaluation writes."""
-    if fault := odd(results, EVALUATION):
+def require_results(path: Path, results: Mapping[str, Any], shape: Shape = EVALUATION) -> None:
+    """InputError for results in the manifest at `path` that no evaluation writes, or no stage whose
+    results are of another `shape`."""
+    if fault := odd(results, shape):
         raise InputError(
             f"{path}: in its results {fault}; it is damaged: remove {path.parent} and run again"
         )

@@ -13,8 +13,14 @@ from rich.text import Text
 from nplus.report.collect import RunView, collect, number
 from nplus.runs import RunRoot
 
-NAMES = {"reference": "the reference", "sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
-TUNED = ("ppo", "dpo")
+NAMES = {
+    "reference": "the reference",
+    "sft": "SFT",
+    "ppo": "PPO",
+    "dpo": "DPO",
+    "online": "online DPO",
+}
+TUNED = ("ppo", "online", "dpo")
 """Policies that are tuned from SFT, the one the verdict is about first."""
 SPLITS = {
     "test": "test posts",

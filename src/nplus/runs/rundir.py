@@ -336,6 +336,13 @@ class RunRoot:
         """The stages of the latest invocation, in order."""
         return {name: StageDir(self.path / where) for name, where in self.index()["stages"].items()}
 
+    def ledgers(self) -> list[Path]:
+        """The online loop's ledgers of the latest invocation, by round; InputError without any."""
+        found = [where.ledger for where in self.stages().values() if where.ledger.is_file()]
+        if not found:
+            raise InputError(f"{self.path}: no ledger yet; `nplus iterate` writes one a round")
+        return found
+
     def against(self, key: str) -> StageDir:
         """Where a comparison with completions from elsewhere lies; no stage of the run."""
         return self.stage("against", key)

@@ -255,7 +255,9 @@ def _run_stages(
         if name == "data":
             inputs = outside_inputs(config)
         stage = watch.watched(name, stages[name], ctx)
-        pipeline.run(name, stage_config(name, config), stage, version=version_of(name), inputs=inputs)
+        pipeline.run(
+            name, stage_config(name, config), stage, version=version_of(name), inputs=inputs
+        )
         if name == "sft" and config.sft.copy_gate:
             require_copying(pipeline.dirs["sft"], config.sft.copy_gate)
         if name == until:

@@ -46,9 +46,7 @@ def run(where: StageDir, ctx: Context, drawn: StageDir) -> dict[str, Any]:
 
 
 def _scored(piece: list[dict[str, Any]], scorers: dict[str, Scorer]) -> list[dict[str, Any]]:
-    samples = [
-        Sample(row["id"], row["query"], text) for row in piece for text in row["responses"]
-    ]
+    samples = [Sample(row["id"], row["query"], text) for row in piece for text in row["responses"]]
     members = [scorer.score(samples) for scorer in scorers.values()]
     found, at = [], 0
     for row in piece:

@@ -84,9 +84,7 @@ def _base_system(
     """SFT's responses, as its own validation has drawn them."""
     where = ctx.dirs[f"round{BASE}_validate"]
     rows = [
-        row
-        for row in read_records(where.completions, Completion)
-        if row.temperature == temperature
+        row for row in read_records(where.completions, Completion) if row.temperature == temperature
     ]
     drawn = [Drawn(row.response, tuple(range(row.tokens)), row.has_eos) for row in rows]
     return judges.system(policy_name(BASE), temperature, SPLIT, posts, drawn)
