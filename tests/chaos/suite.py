@@ -1,12 +1,15 @@
 """The chaos suite: kills, damaged files and full disks; every run must come to the same end.
 
-    python tests/chaos/suite.py [--seed 1] [--kills 100]
+    python tests/chaos/suite.py [--seed 1] [--kills 100] [--online]
 
 A run of all stages (about 0.15M parameters, a checkpoint after every step) is killed at random
 moments and inside the writing of checkpoints, and goes on until it is done; files are truncated,
 lose a bit or vanish; disks are full or may not be written to; two runs want one directory; the
 clock goes backwards. Afterwards weights, journals and results are those of the run that nothing
 happened to, to the bit, or one message says what is damaged and putting it right leads there.
+
+With `--online` the run has three rounds of the online loop, and is killed in these alone: weights,
+responses, scores and ledgers must come out the same.
 """
 
 from __future__ import annotations
@@ -20,11 +23,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from damage import KINDS, Damage, places
 from victim import (
+    ONLINE,
+    SETTINGS,
     TRAINED,
     Victim,
     at_half_a_file,
@@ -46,6 +52,9 @@ class Suite:
 
     work: Path
     dice: random.Random
+    sets: Sequence[str] = SETTINGS
+    begins_after: str | None = None
+    """The last stage that kills leave alone; None spares none."""
     whole: Path = field(init=False)
     seconds: float = field(init=False)
     expected: dict[str, str] = field(init=False)
@@ -59,12 +68,25 @@ class Suite:
 
     def __post_init__(self) -> None:
         self.whole = self.work / "whole"
+        if self.begins_after:
+            self.start(self.head, until=self.begins_after).wait()
+            shutil.copytree(self.head, self.whole)
         began = time.monotonic()
-        ending = Victim.start(self.whole).wait()
+        ending = self.start(self.whole).wait()
         if ending.how != "done":
             raise SystemExit(f"the run that nothing happens to {ending.how}: {ending.what}")
         self.seconds = time.monotonic() - began
         self.expected = essence(self.whole)
+
+    @property
+    def head(self) -> Path:
+        """What a run has done when kills begin."""
+        return self.work / "head"
+
+    def start(
+        self, out: Path, before: Callable[[], None] = lambda: None, until: str | None = None
+    ) -> Victim:
+        return Victim.start(out, before, sets=self.sets, until=until)
 
     def must_be_whole(self, out: Path, what: str) -> None:
         """Compare a finished run with the one that nothing happened to."""
@@ -76,7 +98,7 @@ class Suite:
     def must_finish(self, out: Path, what: str) -> None:
         """Let the run go on; it must end well."""
         self.resumes += 1
-        ending = Victim.start(out).wait()
+        ending = self.start(out).wait()
         if ending.how != "done":
             self.mismatches.append(f"{what}: {ending.how} {ending.what}")
             return
@@ -88,6 +110,8 @@ class Suite:
         while sum(self.kills.values()) < kills:
             number += 1
             out = self.work / f"killed-{number}"
+            if self.begins_after:
+                shutil.copytree(self.head, out)
             self._one_killed_run(out, min(MOST_KILLS, kills - sum(self.kills.values())))
             shutil.rmtree(out, ignore_errors=True)
 
@@ -101,7 +125,7 @@ class Suite:
             }
             pause = self.dice.uniform(0.05, 0.6) * self.seconds if how == "at a moment" else None
             self.resumes += out.exists()
-            ending = Victim.start(out, mines[how]).wait(pause)
+            ending = self.start(out, mines[how]).wait(pause)
             if ending.how == "killed":
                 self.kills[f"{how}, {_at_work(out)}"] += 1
             elif ending.how == "done":
@@ -110,6 +134,14 @@ class Suite:
                 self.mismatches.append(f"killed {how}: {ending.how} {ending.what}")
                 return
         self.must_finish(out, "after kills")
+
+    def others(self, began: float) -> None:
+        """What can happen to a run beside being killed."""
+        self.damaged_runs()
+        print(f"damages done after {time.monotonic() - began:.0f} s", flush=True)
+        self.disks()
+        self.two_at_once()
+        self.backwards()
 
     def broken_off(self, stage: str) -> Path:
         """A run that was killed in `stage` when two of its checkpoints stood."""
@@ -257,18 +289,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--online", action="store_true", help="kills in the online loop alone")
     args = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="nplus-chaos-") as work:
-        suite = Suite(Path(work), random.Random(args.seed))
+        dice = random.Random(args.seed)
+        online = (ONLINE, "reward_2") if args.online else ()
+        suite = Suite(Path(work), dice, *online)
         print(f"a whole run takes {suite.seconds:.1f} s; seed {args.seed}", flush=True)
         suite.killed_runs(args.kills)
         print(f"kills done after {time.monotonic() - began:.0f} s", flush=True)
-        suite.damaged_runs()
-        print(f"damages done after {time.monotonic() - began:.0f} s", flush=True)
-        suite.disks()
-        suite.two_at_once()
-        suite.backwards()
+        if not args.online:
+            suite.others(began)
     for name, count in sorted(suite.kills.items()):
         print(f"  {count:>4} kills {name}")
     print(f"kills        {sum(suite.kills.values())}")

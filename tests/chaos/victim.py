@@ -73,6 +73,24 @@ SETTINGS = (
     "evaluate.response_length=48",
     "evaluate.temperatures=[0.7]",
 )
+ONLINE = (
+    *SETTINGS,
+    "online.rounds=3",
+    "online.prompts=8",
+    "online.samples=4",
+    "online.response_length=48",
+    "online.micro_batch_size=16",
+    "online.piece=3",
+    "online.scorer=ensemble",
+    "online.pairing=thompson",
+    "reward.members=2",
+    "online.train.batch.batch_size=4",
+    "online.train.batch.micro_batch_size=2",
+    "online.train.optim.learning_rate=1e-4",
+    "online.train.save_steps=1",
+    "evaluate.temperatures=[0.01,0.7]",
+)
+"""The same with three rounds of the online loop, a few prompts a piece."""
 
 
 def config(sets: Sequence[str] = SETTINGS) -> RunConfig:

@@ -12,8 +12,19 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from nplus.report.collect import RunView, number
-from nplus.report.figures import BLUE, GREEN, INK, ORANGE, PAPER, STYLE, WIDTH, Dot, Panel, dots
-from nplus.report.figures import inline
+from nplus.report.figures import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PAPER,
+    STYLE,
+    WIDTH,
+    Dot,
+    Panel,
+    dots,
+    inline,
+)
 from nplus.report.tables import nats, percent, plain, span
 
 Row = Mapping[str, Any]
@@ -184,8 +195,8 @@ def sentences(found: Rounds) -> list[str]:
         return []
     first = found.greedy(row)
     text = (
-        f"Of {len(found.rows) - 1} rounds, round {found.chosen} was chosen: on the validation posts "
-        f"it wins {span(first.get('against_sft'))} against SFT, "
+        f"Of {len(found.rows) - 1} rounds, round {found.chosen} was chosen: on the validation "
+        f"posts it wins {span(first.get('against_sft'))} against SFT, "
         f"{nats(found.warm(row).get('kl'))} nats a response away from it."
     )
     bias = [

@@ -29,8 +29,8 @@ def run(
     responses, scores = read_pieces(drawn.responses), read_pieces(scored.scores)
     if [row["id"] for row in responses] != [row["id"] for row in scores]:
         raise InputError(
-            f"{scored.path}: scores other prompts than {drawn.path.name} holds; remove both folders "
-            "and run again"
+            f"{scored.path}: scores other prompts than {drawn.path.name} holds; remove both "
+            "folders and run again"
         )
     reference = weights_hash(ctx.dirs[policy_stage(refers_to(cfg, round))])
     rows = [
