@@ -62,7 +62,7 @@ PACKAGES = {
     "ops": "torch",
     "config": "pydantic yaml",
     "records": "",
-    "runs": "filelock",
+    "runs": "filelock pyarrow duckdb",
     "details": "yaml",
     "glossary": "",
     "findings": "",
@@ -89,6 +89,7 @@ PACKAGES = {
 LAZY = {
     "cli": {"stages", "report", "rich", "pydantic"},
     "data": {"datasets", "pyarrow"},
+    "runs": {"pyarrow", "duckdb"},
 }
 
 # The one module that may import an optional or heavy package.
