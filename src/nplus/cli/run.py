@@ -41,12 +41,12 @@ def run(
     on as many processes as are asked for now. `torchrun -m nplus run ...` works too, on several
     machines that share the run's directory.
     """
-    from nplus.config.batch_plan import batch_plan
+    from nplus.config.batch_plan import require_batches
     from nplus.records import InputError
     from nplus.runs import RunRoot
 
     cfg = resolve(recipe, config, sets, seed)
-    batch_plan(cfg.ppo)
+    require_batches(cfg)
     if until is not None and until not in cfg.stage_names():
         known = ", ".join(cfg.stage_names())
         raise InputError(f"--until {until}: not a stage of this run; its stages are {known}")

@@ -14,6 +14,7 @@ from nplus.config.dpo import DPOConfig
 from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
 from nplus.config.ppo import PPOConfig
+from nplus.config.reinforce import ReinforceConfig
 from nplus.config.stages import (
     EvaluateConfig,
     LabelConfig,
@@ -22,6 +23,9 @@ from nplus.config.stages import (
     SampleConfig,
     SFTConfig,
 )
+
+ONLINE = ("ppo", "reinforce")
+"""Stages that train a policy on its own scored responses."""
 
 
 class RunConfig(Config):
@@ -41,7 +45,8 @@ class RunConfig(Config):
     sample: SampleConfig | None = None
     label: LabelConfig = LabelConfig()
     reward: RewardConfig = RewardConfig()
-    ppo: PPOConfig = PPOConfig()
+    ppo: PPOConfig | None = PPOConfig()
+    reinforce: ReinforceConfig | None = None
     dpo: DPOConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
     judge: JudgeConfig = JudgeConfig()
@@ -52,9 +57,8 @@ class RunConfig(Config):
     def stage_names(self) -> tuple[str, ...]:
         """The stages this run has, in order."""
         # DPO stands before what it does not need, so that a run can end there.
-        names = ("data", "pretrain", "sft", "sample", "label", "dpo", "reward", "ppo", "evaluate")
-        absent = {name for name in ("pretrain", "sample", "dpo") if getattr(self, name) is None}
-        there = tuple(name for name in names if name not in absent)
+        names = ("data", "pretrain", "sft", "sample", "label", "dpo", "reward", *ONLINE, "evaluate")
+        there = tuple(name for name in names if getattr(self, name) is not None)
         return there[: there.index(self.until) + 1] if self.until in there else there
 
     @model_validator(mode="after")
@@ -117,10 +121,10 @@ class RunConfig(Config):
                 f"until={self.until}: not a stage of this run; name one of "
                 f"{', '.join(self.stage_names())}"
             )
-        lengths = {
-            "ppo.sampling.response_length": self.ppo.sampling.response_length,
-            "evaluate.response_length": self.evaluate.response_length,
-        }
+        lengths = {"evaluate.response_length": self.evaluate.response_length}
+        for name in ONLINE:
+            if (stage := getattr(self, name)) is not None:
+                lengths[f"{name}.sampling.response_length"] = stage.sampling.response_length
         for key, length in lengths.items():
             if length < self.data.max_response_tokens:
                 raise ValueError(
