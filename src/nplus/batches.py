@@ -313,6 +313,53 @@ class PPOBatch(Batch):
 
 
 @dataclass(frozen=True, slots=True)
+class GroupRollout(Batch):
+    """G responses to each prompt, those of one side by side, each beside a rival's score.
+
+    The rival is the prompt's greedy response or one from a mixture; where none is asked for, its
+    score is 0.
+    """
+
+    rollout: Rollout
+    rival_scores_B: Tensor
+    rival_has_eos_B: Tensor
+
+    def __post_init__(self) -> None:
+        rows = (len(self.rollout),)
+        _check("rival_scores_B", self.rival_scores_B, rows)
+        _check("rival_has_eos_B", self.rival_has_eos_B, rows, torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.rollout)
+
+
+@dataclass(frozen=True, slots=True)
+class ReinforceBatch(Batch):
+    """What an update without a critic trains on; advantages are fixed before the first pass."""
+
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    response_tokens_BR: Tensor
+    response_mask_BR: Tensor
+    """Tokens in the loss."""
+    old_logprobs_BR: Tensor
+    ref_logprobs_BR: Tensor
+    advantages_BR: Tensor
+    kl_coef_B: Tensor
+    """The price of KL in the loss, in every row the same: a batch may cross to another process."""
+
+    def __post_init__(self) -> None:
+        shape = self.response_tokens_BR.shape
+        for field in fields(self):
+            if field.name.endswith("_BR"):
+                _check(field.name, getattr(self, field.name), shape)
+        _check("kl_coef_B", self.kl_coef_B, shape[:1])
+
+    def __len__(self) -> int:
+        return self.tokens_BT.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
 class Objective:
     """A loss told as sums and counts: `loss = sum over terms of weight * sum / count`.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from nplus.batches import Generation, PromptBatch, Rollout, ValuedRollout
+from nplus.batches import Generation, GroupRollout, PromptBatch, Rollout, ValuedRollout
 from nplus.config import SamplingConfig
 from nplus.engines.protocol import Engine
 from nplus.models.critic import SharedCritic
@@ -19,6 +20,7 @@ from nplus.ops.responses import contains_eos, value_mask_BR
 
 Critic = ScalarModel | SharedCritic
 ScoreFn = Callable[[Generation], Tensor]
+Rolled = TypeVar("Rolled", ValuedRollout, GroupRollout)
 
 
 ROWS_ON_CPU = 16
@@ -82,6 +84,11 @@ def logprobs_of(
 def rm_scores(reward_model: ScalarModel, generation: Generation) -> Tensor:
     """[B] reward read at each response's last real token (details D4, E7)."""
     return reward_model.scores(*generation.sequences())
+
+
+def scored(score: ScoreFn, generation: Generation, *, size: int, positions: str) -> Tensor:
+    """[B] scores, computed in pieces of at most `size` rows."""
+    return _in_pieces(score, generation, size, positions)
 
 
 def generate(
@@ -179,7 +186,7 @@ def add_values(
     return ValuedRollout(rollout=rollout, values_BR=values_BR, value_mask_BR=mask_BR)
 
 
-def joined(parts: Sequence[ValuedRollout], places: Sequence[int], *, pad_id: int) -> ValuedRollout:
+def joined(parts: Sequence[Rolled], places: Sequence[int], *, pad_id: int) -> Rolled:
     """The rows of all parts, each at its place, prompts and responses padded to one width."""
     widths = [part.rollout.generation for part in parts]
     prompt = max(g.prompts.tokens_BP.shape[1] for g in widths)
@@ -194,7 +201,7 @@ def joined(parts: Sequence[ValuedRollout], places: Sequence[int], *, pad_id: int
             return torch.nn.functional.pad(x, (0, response - x.shape[1]), value=fill)
         return x
 
-    return ValuedRollout.cat(parts, wide).rows(index)
+    return type(parts[0]).cat(parts, wide).rows(index)
 
 
 def texts(generation: Generation, decode: Callable[[Sequence[int]], str]) -> list[str]:

@@ -59,9 +59,13 @@ def _autos(cfg: RunConfig) -> Iterator[str]:
 def _semantics(cfg: RunConfig) -> Iterator[str]:
     """Whose PPO this is, and which numbered details stand otherwise than by default."""
     from nplus.cli.details import changed
+    from nplus.config import relatives
     from nplus.config.profiles import profile_values, told
 
-    if "ppo" in cfg.stage_names():
+    stages = cfg.stage_names()
+    if cfg.reinforce is not None and "reinforce" in stages:
+        yield f"# {relatives.told(cfg.reinforce)}"
+    if cfg.ppo is not None and "ppo" in stages:
         yield f"# {told(cfg.ppo)}"
         values = (f"{key}={value}" for key, value in profile_values(cfg.ppo).items())
         yield f"# the profile's keys: {', '.join(values)}"
@@ -99,9 +103,10 @@ def _plan(cfg: RunConfig, world_size: int) -> Iterator[str]:
             f"# {name}: {plan.steps} optimiser steps of {stage.batch.batch_size} rows "
             f"({rows} rows, {stage.epochs} epochs, {plan.micro_batches} micro-batches a step)"
         )
-    if "ppo" in stages:
-        ppo = asdict(batch_plan(cfg.ppo, world_size=world_size))
-        yield "# ppo: " + ", ".join(f"{key}={value}" for key, value in ppo.items())
+    for name, online in (("ppo", cfg.ppo), ("reinforce", cfg.reinforce)):
+        if online is not None and name in stages:
+            told = asdict(batch_plan(online, world_size=world_size))
+            yield f"# {name}: " + ", ".join(f"{key}={value}" for key, value in told.items())
 
 
 def _rows(cfg: RunConfig, stage: str) -> int | None:

@@ -56,11 +56,11 @@ def execute(
     processes: int,
 ) -> None:
     """Run `cfg`, which the other arguments have come to, up to `until`, and show its result."""
-    from nplus.config.batch_plan import batch_plan
+    from nplus.config.batch_plan import require_batches
     from nplus.records import InputError
     from nplus.runs import RunRoot
 
-    batch_plan(cfg.ppo)
+    require_batches(cfg)
     if until is not None and until not in cfg.stage_names():
         known = ", ".join(cfg.stage_names())
         raise InputError(f"--until {until}: not a stage of this run; its stages are {known}")

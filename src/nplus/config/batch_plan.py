@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from nplus.config.optim import BatchConfig
 from nplus.config.ppo import PPOConfig
+from nplus.config.reinforce import ReinforceConfig
+from nplus.config.run import RunConfig
 from nplus.records import InputError
 
 
@@ -24,7 +26,7 @@ class BatchPlan:
     micro_batches: int
     """Forwards and backwards of one optimiser step in one process."""
     optimiser_steps: int
-    """Over the whole run: `updates * num_ppo_epochs * num_mini_batches`."""
+    """Over the whole run: `updates * passes over a batch * num_mini_batches`."""
     episodes_used: int
     """Responses sampled: `updates * batch_size`."""
     episodes_left: int
@@ -47,17 +49,22 @@ class SupervisedPlan:
     """Rows seen: `steps * batch_size`."""
 
 
-def batch_plan(ppo: PPOConfig, *, world_size: int = 1) -> BatchPlan:
-    """PPO's plan over `world_size` processes; `InputError` where the rows do not divide."""
+def batch_plan(ppo: PPOConfig | ReinforceConfig, *, world_size: int = 1) -> BatchPlan:
+    """The plan of an online stage over `world_size` processes; `InputError` where the rows do not
+    divide."""
     _positive(world_size)
+    if isinstance(ppo, PPOConfig):
+        name, passes = "ppo", ppo.num_ppo_epochs
+    else:
+        name, passes = "reinforce", ppo.num_iterations
     per_minibatch, rest = divmod(ppo.batch_size, world_size * ppo.num_mini_batches)
     if rest:
         raise InputError(
-            f"ppo.batch_size={ppo.batch_size} does not divide over {world_size} processes times "
-            f"ppo.num_mini_batches={ppo.num_mini_batches}; make it a multiple of "
+            f"{name}.batch_size={ppo.batch_size} does not divide over {world_size} processes times "
+            f"{name}.num_mini_batches={ppo.num_mini_batches}; make it a multiple of "
             f"{world_size * ppo.num_mini_batches}"
         )
-    micro_batches = _micro_batches("ppo", per_minibatch, ppo.micro_batch_size)
+    micro_batches = _micro_batches(name, per_minibatch, ppo.micro_batch_size)
     updates = ppo.total_episodes // ppo.batch_size
     return BatchPlan(
         world_size=world_size,
@@ -65,10 +72,17 @@ def batch_plan(ppo: PPOConfig, *, world_size: int = 1) -> BatchPlan:
         local_rows=per_minibatch * ppo.num_mini_batches,
         minibatch_rows=per_minibatch,
         micro_batches=micro_batches,
-        optimiser_steps=updates * ppo.num_ppo_epochs * ppo.num_mini_batches,
+        optimiser_steps=updates * passes * ppo.num_mini_batches,
         episodes_used=updates * ppo.batch_size,
         episodes_left=ppo.total_episodes - updates * ppo.batch_size,
     )
+
+
+def require_batches(config: RunConfig, *, world_size: int = 1) -> None:
+    """InputError where the batches of an online stage of this run do not divide."""
+    for stage in (config.ppo, config.reinforce):
+        if stage is not None:
+            batch_plan(stage, world_size=world_size)
 
 
 def supervised_plan(

@@ -15,11 +15,9 @@ from pydantic import ValidationError
 
 from nplus.config.auto import AUTO, AUTO_KEYS
 from nplus.config.base import Config
-from nplus.config.profiles import PROFILES, profile_tree
+from nplus.config.presets import Tree, merge, prepared
 from nplus.config.run import RunConfig
 from nplus.records import InputError
-
-Tree = dict[str, Any]
 
 MOST_VALUES = 10_000
 """A config has some two hundred."""
@@ -66,16 +64,19 @@ def load_config(
     """`recipe_config` changed by a YAML file, then by each `a.b=c` of `sets`, and validated again.
 
     `data=PATH` is short for `data.data=PATH` and `data.source=files`, `compute=auto` for `auto` in
-    every key of `AUTO_KEYS`. Every unknown key and every wrong value is named in one `InputError`.
+    every key of `AUTO_KEYS`. A component that the recipe leaves out begins with its defaults, one
+    of `LIKE_PPO` with the budget and sampling of PPO. Every unknown key and every wrong value is
+    named in one `InputError`.
     """
     layers = [(str(config_file), _read_yaml(config_file))] if config_file else []
     layers += [(f"--set {_told(text)}", _parse_set(text)) for text in sets]
-    merged = _with_profile(recipe_config.model_dump(), [tree for _, tree in layers])
+    trees = [tree for _, tree in layers]
+    merged = prepared(recipe_config.model_dump(), trees)
     problems: list[str] = []
     for source, tree in layers:
         tree, wrong = _known_only(RunConfig, _unabbreviated(tree))
         problems += [f"{source}: {problem}" for problem in wrong]
-        merged = _merge(merged, tree)
+        merged = merge(merged, tree)
     home = _Home(layers)
     if merged["recipe"] != recipe_config.recipe:
         given = f"{home.of(('recipe',))}recipe={_shown(merged['recipe'])}"
@@ -128,17 +129,8 @@ def _unabbreviated(tree: Tree) -> Tree:
         tree = {name: value for name, value in tree.items() if name != "compute"}
         for key in AUTO_KEYS:
             part, _, name = key.partition(".")
-            tree = _merge({part: {name: AUTO}}, tree)  # a key that stands beside it wins
+            tree = merge({part: {name: AUTO}}, tree)  # a key that stands beside it wins
     return tree
-
-
-def _with_profile(base: Tree, layers: Sequence[Tree]) -> Tree:
-    """`base` under the last profile that the layers name; whatever else they set still wins."""
-    named = [tree["ppo"].get("profile") for tree in layers if isinstance(tree.get("ppo"), dict)]
-    chosen = next((name for name in reversed(named) if name is not None), None)
-    if not isinstance(chosen, str) or chosen not in PROFILES:
-        return base  # validation names the known ones
-    return _merge(base, {"ppo": profile_tree(chosen)})
 
 
 def dump_yaml(config: Config) -> str:
@@ -331,17 +323,6 @@ def _nearest(key: str) -> str:
     if near:
         return f"; did you mean {' or '.join(near)}?"
     return LIST
-
-
-def _merge(base: Tree, changes: Mapping[str, Any]) -> Tree:
-    merged = dict(base)
-    for name, value in changes.items():
-        old = merged.get(name)
-        if isinstance(old, dict) and isinstance(value, dict):
-            merged[name] = _merge(old, value)
-        else:
-            merged[name] = value
-    return merged
 
 
 def _listed(problems: Sequence[str]) -> str:

@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nplus.config.batch_plan import batch_plan
+from nplus.config.ppo import PPOConfig
+from nplus.config.reinforce import ReinforceConfig
 from nplus.config.run import RunConfig
 from nplus.config.shapes import Shape
 
@@ -121,8 +123,11 @@ def memory_plan(cfg: RunConfig, shape: Shape, *, world_size: int = 1) -> dict[st
     found = {
         "sft": _sft(cfg, shape, world_size),
         "reward": _reward(cfg, shape, world_size),
-        "ppo": _ppo(cfg, shape, world_size),
     }
+    if cfg.ppo is not None:
+        found["ppo"] = _ppo(cfg, cfg.ppo, shape, world_size)
+    if cfg.reinforce is not None:
+        found["reinforce"] = _reinforce(cfg, cfg.reinforce, shape, world_size)
     if cfg.dpo is not None:
         found["dpo"] = _dpo(cfg, shape, world_size)
     return {name: found[name] for name in cfg.stage_names() if name in found}
@@ -196,8 +201,7 @@ def _dpo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     return Need(states, {"activations": _processes(cfg) * kept})
 
 
-def _ppo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
-    ppo = cfg.ppo
+def _ppo(cfg: RunConfig, ppo: PPOConfig, shape: Shape, world_size: int) -> Need:
     precision = Precision.of(cfg.model.dtype, ppo.autocast)
     response = ppo.sampling.response_length
     rows, tokens = ppo.micro_batch_size, cfg.data.max_query_tokens + response
@@ -212,8 +216,33 @@ def _ppo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     else:
         kept *= _processes(cfg)
     states = {name: sum(model[name] for model in trained) for name in trained[0]}
+    return _with_rollouts(ppo, shape, states, kept, tokens, precision, world_size)
+
+
+def _reinforce(cfg: RunConfig, stage: ReinforceConfig, shape: Shape, world_size: int) -> Need:
+    precision = Precision.of(cfg.model.dtype, stage.autocast)
+    response = stage.sampling.response_length
+    rows, tokens = stage.micro_batch_size, cfg.data.max_query_tokens + response
+    columns = response + 1
+    kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=columns, precision=precision)
+    states = _trained(cfg, shape.parameters, precision, world_size)
+    kept *= _processes(cfg)
+    return _with_rollouts(stage, shape, states, kept, tokens, precision, world_size)
+
+
+def _with_rollouts(
+    stage: PPOConfig | ReinforceConfig,
+    shape: Shape,
+    states: States,
+    kept: float,
+    tokens: int,
+    precision: Precision,
+    world_size: int,
+) -> Need:
+    """What is trained, beside the frozen networks, in turn with the cache that rollouts need."""
     states["reference"] = float(shape.parameters * precision.stored)
     states["reward model"] = float(shape.scalar_parameters * precision.stored)
-    sampled = min(ppo.rollout_micro_batch_size, batch_plan(ppo, world_size=world_size).local_rows)
+    plan = batch_plan(stage, world_size=world_size)
+    sampled = min(stage.rollout_micro_batch_size, plan.local_rows)
     cache = float(shape.cache_elements(sampled, tokens) * precision.stored)
     return Need(states, {"rollout cache": cache, "activations": kept})

@@ -15,6 +15,7 @@ from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
 from nplus.config.online import OnlineConfig
 from nplus.config.ppo import PPOConfig
+from nplus.config.reinforce import ReinforceConfig
 from nplus.config.stages import (
     EvaluateConfig,
     LabelConfig,
@@ -23,6 +24,9 @@ from nplus.config.stages import (
     SampleConfig,
     SFTConfig,
 )
+
+ONLINE = ("ppo", "reinforce")
+"""Stages that train a policy on its own scored responses."""
 
 
 class RunConfig(Config):
@@ -42,7 +46,8 @@ class RunConfig(Config):
     sample: SampleConfig | None = None
     label: LabelConfig = LabelConfig()
     reward: RewardConfig = RewardConfig()
-    ppo: PPOConfig = PPOConfig()
+    ppo: PPOConfig | None = PPOConfig()
+    reinforce: ReinforceConfig | None = None
     dpo: DPOConfig | None = None
     online: OnlineConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -56,8 +61,8 @@ class RunConfig(Config):
         rounds = tuple(step.name for step in self.online.steps()) if self.online else ()
         # A stage stands before what it does not need, so that a run can end there.
         first = ("data", "pretrain", "sft", "sample", "label", "dpo")
-        names = (*first, *reward_stages(self.reward), *rounds, "online", "ppo", "evaluate")
-        optional = ("pretrain", "sample", "dpo", "online")
+        names = (*first, *reward_stages(self.reward), *rounds, "online", *ONLINE, "evaluate")
+        optional = ("pretrain", "sample", "dpo", "online", *ONLINE)
         absent = {name for name in optional if getattr(self, name) is None}
         there = tuple(name for name in names if name not in absent)
         return there[: there.index(self.until) + 1] if self.until in there else there
@@ -132,10 +137,10 @@ class RunConfig(Config):
                 f"until={self.until}: not a stage of this run; name one of "
                 f"{', '.join(self.stage_names())}"
             )
-        lengths = {
-            "ppo.sampling.response_length": self.ppo.sampling.response_length,
-            "evaluate.response_length": self.evaluate.response_length,
-        }
+        lengths = {"evaluate.response_length": self.evaluate.response_length}
+        for name in ONLINE:
+            if (stage := getattr(self, name)) is not None:
+                lengths[f"{name}.sampling.response_length"] = stage.sampling.response_length
         if self.online is not None:
             lengths["online.response_length"] = self.online.response_length
         for key, length in lengths.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from nplus.batches import Generation, PromptBatch
 from nplus.config.sampling import SamplingConfig
-from nplus.engines.families import Network
 from nplus.engines.lean import LeanSteps, lean_network
 from nplus.engines.static import GraphSteps
 from nplus.engines.steps import PlainSteps, Steps
@@ -81,14 +80,16 @@ class KVEngine:
         pad_id: int,
         version: int = 0,
         path: Path = "auto",
+        make_steps: Callable[[], Steps] | None = None,
     ) -> None:
         """`path="plain"` takes the module's own forward for every token, `auto` the lean one where
-        it knows the architecture and answers the same."""
+        it knows the architecture and answers the same; `make_steps` takes the place of both."""
         self.model = model
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.version = version
         self.path = path
+        self.make_steps = make_steps
 
     def load(self, state_dict: Mapping[str, Tensor], version: int) -> None:
         """Copy `state_dict` into the model; raises RuntimeError when names or shapes differ."""
@@ -156,8 +157,7 @@ class KVEngine:
         start = int(prompts.mask_BP.any(0).int().argmax())
         mask_BP = prompts.mask_BP[:, start:]
         rows = len(mask_BP)
-        network = lean_network(self.model) if self.path == "auto" else None
-        steps = self._steps(network)
+        steps = self._steps() if self.make_steps is None else self.make_steps()
         tokens_BP = prompts.tokens_BP[:, start:]
         first_U, of_B = _distinct(tokens_BP.masked_fill(~mask_BP, -1))
         if len(first_U) == rows:
@@ -169,7 +169,8 @@ class KVEngine:
         finished_B = torch.zeros(rows, dtype=torch.bool, device=mask_BP.device)
         return _Live(index_B, finished_B, noise_BR, steps), logits_BV
 
-    def _steps(self, network: Network | None) -> Steps:
+    def _steps(self) -> Steps:
+        network = lean_network(self.model) if self.path == "auto" else None
         if network is None:
             return PlainSteps(self.model)
         return GraphSteps(network) if self.model.device.type == "cuda" else LeanSteps(network)

@@ -13,10 +13,11 @@ from nplus.config import PPOConfig
 from nplus.data.collate import prompt_batch
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration
-from nplus.rollout import Critic, add_values, collect, joined, rm_scores
+from nplus.rollout import Critic, add_values, collect, rm_scores
 from nplus.seeding import epoch_order, take
 from nplus.stages.context import Context
-from nplus.stages.drawing import noise, shared_out
+from nplus.stages.drawing import noise
+from nplus.stages.spread import over_ranks
 from nplus.training.update import Beside
 
 SHOWN = 8
@@ -54,6 +55,7 @@ class Experience:
         `on_part` is told when `rollout`, the sampling, is done.
         """
         ctx, cfg = self.ctx, self.ctx.config.ppo
+        assert cfg is not None
         prompts: PromptBatch = prompt_batch(ctx.codec, posts).to(ctx.device)
         rollout = collect(
             ctx.engine(self.policy),
@@ -78,26 +80,6 @@ class Experience:
             positions=ctx.config.model.positions,
         )
 
-    def gather_in_halves(
-        self,
-        posts: list[Demonstration],
-        step: int,
-        beside: Beside[PPOBatch] | None,
-        on_part: Callable[[str], None],
-    ) -> ValuedRollout:
-        """The same from two processes, whose prompts are equally long on the whole; the job there
-        is called `gather`."""
-        if beside is None or len(posts) < 2:
-            return self.gather(posts, step, on_part)
-        own, others = shared_out(posts, 2)
-        parts = beside.partner.beside(
-            lambda: self.gather([posts[i] for i in own], step, on_part),
-            "gather",
-            [posts[i] for i in others],
-            step,
-        )
-        return joined(parts, own + others, pad_id=self.ctx.codec.pad_id)
-
     def gather_over_ranks(
         self,
         posts: list[Demonstration],
@@ -106,17 +88,7 @@ class Experience:
         on_part: Callable[[str], None],
     ) -> ValuedRollout:
         """The same of all processes, in each: they share the prompts out and tell each other."""
-        ranks, device = self.ctx.topology, self.ctx.device
-        if ranks.world == 1:
-            return self.gather_in_halves(posts, step, beside, on_part)
-        places = shared_out(posts, ranks.world)
-        own = [posts[i] for i in places[ranks.rank]]
-        found = self.gather_in_halves(own, step, beside, on_part).to("cpu") if own else None
-        parts = [part for part in ranks.collectives.gather(found) if part is not None]
-        together = joined(
-            parts, [i for of_one in places for i in of_one], pad_id=self.ctx.codec.pad_id
-        )
-        return together.to(device)
+        return over_ranks(self.gather, posts, step, beside, on_part, self.ctx)
 
 
 def readable(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nplus.config import RunConfig
-from nplus.config.batch_plan import batch_plan
+from nplus.config.batch_plan import require_batches
 from nplus.config.load import load_config
 from nplus.records import InputError, read_object
 from nplus.runs import RunRoot, StageDir, alone_in, key_of
@@ -94,7 +94,7 @@ def resolve(
         changes = [*sets, *cell.sets, f"seed={cell.seed}"]
         try:
             config = load_config(base(cell.name), config_file=config_file, sets=changes)
-            batch_plan(config.ppo)
+            require_batches(config)
         except InputError as error:
             problems.setdefault(cell.name, str(error))
         else:

@@ -6,14 +6,14 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from nplus.algorithms import ppo
-from nplus.batches import Objective, PPOBatch, Rollout
+from nplus.batches import Objective, PPOBatch, ReinforceBatch, Rollout
 from nplus.config import PPOConfig
 from nplus.config.batch_plan import BatchPlan, batch_plan
 from nplus.metrics import Mean, Metric, merge, values
@@ -34,7 +34,7 @@ from nplus.training.update import Beside, NonFiniteLossError, update
 
 
 class KLStopError(StopError):
-    """The policy drifted further than `ppo.target_kl_stop` allows."""
+    """The policy drifted further than `target_kl_stop` allows."""
 
 
 def minibatches(
@@ -69,7 +69,10 @@ def minibatches(
             yield [trimmed(micro) for micro in micros] if positions == "real" else list(micros)
 
 
-def trimmed(batch: PPOBatch) -> PPOBatch:
+Trained = TypeVar("Trained", PPOBatch, ReinforceBatch)
+
+
+def trimmed(batch: Trained) -> Trained:
     """Without the columns of left padding that no row needs, but for a round width."""
     response = batch.response_tokens_BR.shape[1]
     start = spare_columns(batch.mask_BT[:, :-response], response)
@@ -91,6 +94,7 @@ def train_on(
     `keeper` leaves out a step that is not finite; without one that is a NonFiniteLossError.
     """
     cfg = ctx.config.ppo
+    assert cfg is not None
     loss = objectives(policy, critic, ctx)
     metrics: dict[str, Metric] = {}
     first: dict[str, float] = {}
@@ -129,6 +133,7 @@ def objectives(
 ) -> list[Callable[[PPOBatch], Objective]]:
     """The policy's loss and the critic's; one for both where they share a trunk."""
     cfg = ctx.config.ppo
+    assert cfg is not None
     temperature = cfg.sampling.temperature if "new" in cfg.tempered else None
 
     def rectangle(micro: PPOBatch) -> tuple[Tensor, Tensor, int]:
@@ -159,6 +164,7 @@ def objectives(
 def make_critic(policy: PreTrainedModel, ctx: Context) -> Critic:
     """Detail E3: the reward model's copy, or the SFT policy's trunk under a fresh head."""
     cfg = ctx.config.ppo
+    assert cfg is not None
     if cfg.value == "shared":
         init = "zero" if cfg.value_init == "zero" else "normal"
         critic = SharedCritic(policy, init=init, seed=ctx.seed).to(ctx.device)
@@ -214,6 +220,7 @@ class Trainer:
     def start(cls, ctx: Context, posts: list[Demonstration], gold: Gold | None) -> Self:
         """SFT policy and reward model, as the stages before have left them (Detail E3)."""
         cfg = ctx.config.ppo
+        assert cfg is not None
         policy, reference = ctx.policy("sft"), ctx.policy("sft").eval().requires_grad_(False)
         critic = make_critic(policy, ctx)
         for model in (policy, critic):
@@ -254,6 +261,7 @@ class Trainer:
         """Fork a process that shares the work, where there is enough of it."""
         self.considered = True
         ctx, cfg = self.ctx, self.ctx.config.ppo
+        assert cfg is not None
         queries = [post.query for post in prompts_of(self.posts, cfg, ctx, 0)]
         tokens = sum(map(len, ctx.codec.encode_queries(queries)))
         tokens += cfg.batch_size * cfg.sampling.response_length
@@ -268,6 +276,7 @@ class Trainer:
     def update(self, step: int) -> Updated:
         """Sample, score, credit, train: update `step` (0-based) of the plan."""
         ctx, cfg = self.ctx, self.ctx.config.ppo
+        assert cfg is not None
         clock = Clock()
         seed_dropout(ctx.config.model, ctx.seed, "ppo", step, ctx.topology.rank)
         posts = prompts_of(self.posts, cfg, ctx, step)
@@ -314,6 +323,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     Detail E1: the paper's set-up is the default of `PPOConfig`.
     """
     cfg = ctx.config.ppo
+    assert cfg is not None
     trainer = Trainer.start(ctx, ctx.data.demonstrations("train"), ctx.gold())
     updates = trainer.plan.updates
     keeper = trainer.keeper = Keeper(
@@ -335,23 +345,24 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
                 kl=kl,
                 tok_s=found.metrics["tokens_per_second"],
             )
-            _check_kl(kl, cfg, step)
+            check_kl(kl, cfg.target_kl_stop, step, "ppo")
             keeper.after(step + 1)
     ctx.keep(trainer.policy, where.model)
     ctx.keep_scalar(trainer.critic, where.critic)
-    return {"updates": updates, **_verdict(where)}
+    return {"updates": updates, **verdict(where)}
 
 
-def _check_kl(kl: float, cfg: PPOConfig, step: int) -> None:
-    if cfg.target_kl_stop is not None and kl > cfg.target_kl_stop:
+def check_kl(kl: float, limit: float | None, step: int, stage: str) -> None:
+    """Raise KLStopError where the mean KL of an update, in nats a response, is above `limit`."""
+    if limit is not None and kl > limit:
         raise KLStopError(
             f"update {step + 1}: KL to the reference is {kl:.1f} nats a response, above "
-            f"ppo.target_kl_stop={cfg.target_kl_stop}; raise ppo.kl_coef or lower "
-            "ppo.optim.learning_rate"
+            f"{stage}.target_kl_stop={limit}; raise {stage}.kl_coef or lower "
+            f"{stage}.optim.learning_rate"
         )
 
 
-def _verdict(where: StageDir) -> dict[str, Any]:
+def verdict(where: StageDir) -> dict[str, Any]:
     """The figures at the first update, where KL is 0 and the ratio 1, and at the last."""
     rows = [row["metrics"] for row in where.journal_rows()]
     first, last = rows[0], rows[-1]

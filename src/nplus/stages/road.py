@@ -11,9 +11,8 @@ from typing import Any
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from nplus.config import RunConfig
+from nplus.config import RunConfig, profiles, relatives
 from nplus.config.online import step_of
-from nplus.config.profiles import told
 from nplus.config.run import member_of, reward_stages
 from nplus.data.tokens import Codec
 from nplus.distributed.topology import Topology, connected
@@ -30,7 +29,18 @@ from nplus.runs import (
     told_of_refusals,
 )
 from nplus.seeding import stream
-from nplus.stages import data, dpo, evaluate, label, ppo, pretrain, reward, sample, sft
+from nplus.stages import (
+    data,
+    dpo,
+    evaluate,
+    label,
+    ppo,
+    pretrain,
+    reinforce,
+    reward,
+    sample,
+    sft,
+)
 from nplus.stages.compute import device_name, resolve_device
 from nplus.stages.context import Context
 from nplus.stages.copying import require_copying
@@ -47,6 +57,7 @@ VERSIONS = {
     "label": 4,
     "reward": 2,
     "ppo": 1,
+    "reinforce": 1,
     "dpo": 1,
     "online": 1,
     "evaluate": 4,
@@ -68,8 +79,9 @@ INPUTS = {
     "label": ("data", "sample"),
     "reward": ("data", "sft", "label"),
     "ppo": ("data", "sft", "reward"),
+    "reinforce": ("data", "sft", "reward"),
     "dpo": ("data", "sft", "label"),
-    "evaluate": ("data", "sft", "label", "reward", "ppo", "dpo", "online"),
+    "evaluate": ("data", "sft", "label", "reward", "ppo", "reinforce", "dpo", "online"),
 }
 
 
@@ -207,6 +219,7 @@ def stage_functions(ctx: Context) -> dict[str, Callable[[StageDir], Any]]:
             for number, name in enumerate(reward_stages(ctx.config.reward), 1)
         },
         "ppo": lambda where: ppo.run(where, ctx),
+        "reinforce": lambda where: reinforce.run(where, ctx),
         "dpo": lambda where: dpo.run(where, ctx),
         **steps.functions(ctx),
         "evaluate": lambda where: evaluate.run(where, alone),
@@ -268,11 +281,20 @@ def _run_stages(
 def _announce(console: Console, config: RunConfig) -> Callable[[str, StageDir, str], None]:
     def announce(name: str, where: StageDir, state: str) -> None:
         manifest = where.manifest()
-        if state == "run" and name == "ppo":
-            console.print(f"[dim]{told(config.ppo)}[/dim]", highlight=False, soft_wrap=True)
+        if state == "run" and (line := _told(name, config)):
+            console.print(f"[dim]{line}[/dim]", highlight=False, soft_wrap=True)
         if state == "skip":
             console.print(f"[dim]{name:<9} complete and unchanged, skipped[/dim]")
         elif state == "done" and manifest is not None:
             console.print(f"{name:<9} done in {manifest.seconds:,.1f} s")
 
     return announce
+
+
+def _told(stage: str, config: RunConfig) -> str:
+    """Whose algorithm an online stage is, in a line; empty for other stages."""
+    if stage == "ppo" and config.ppo is not None:
+        return profiles.told(config.ppo)
+    if stage == "reinforce" and config.reinforce is not None:
+        return relatives.told(config.reinforce)
+    return ""

@@ -19,3 +19,9 @@ def precision_of(config: RunConfig, autocast: str = "none") -> str:
     if config.model.dtype == "float32" and config.compute.matmul_precision != "highest":
         return "products"
     return config.model.dtype
+
+
+def precisions_of(config: RunConfig, stage: str) -> tuple[str, str]:
+    """Of a stage's rollouts, and of its training forwards."""
+    autocast = getattr(getattr(config, stage, None), "autocast", "none")
+    return precision_of(config), precision_of(config, autocast)

@@ -22,7 +22,7 @@ from nplus.records import InputError
 from nplus.runs import RunRoot, StageDir
 from nplus.stages.compute import device_name, resolve_device
 from nplus.stages.context import Context
-from nplus.stages.doctor.bounds import precision_of
+from nplus.stages.doctor.bounds import precision_of, precisions_of
 from nplus.stages.doctor.environment import (
     facts,
     machine_findings,
@@ -37,7 +37,7 @@ from nplus.stages.tuning.settle import settle
 
 LOOKS = 200
 """A finished journal is looked at so many times, to tell when something first appeared."""
-POLICIES = ("sft", "ppo", "dpo")
+POLICIES = ("sft", "ppo", "dpo", "reinforce")
 WHOLE = {kind.name for kind in KINDS if kind.when in ("settings", "environment", "text")}
 """Kinds that belong to the whole run, whichever stage's journal holds them."""
 
@@ -167,7 +167,7 @@ def _complete(where: StageDir) -> bool:
 def _replayed(name: str, where: StageDir, config: RunConfig) -> Iterator[Finding]:
     """What the curves show, at the step where it first does."""
     rows = [(int(row["step"]), row["metrics"]) for row in where.journal_rows()]
-    precisions = precision_of(config), precision_of(config, config.ppo.autocast)
+    precisions = precisions_of(config, name)
     stride = max(1, len(rows) // LOOKS)
     columns: dict[str, list[float]] = {}
     seen: set[str] = set()

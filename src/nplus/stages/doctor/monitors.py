@@ -379,7 +379,10 @@ MONITORS: Mapping[str, tuple[Monitor, ...]] = {
     "dpo": (loss_rising,),
     "reward": (loss_rising, reward_at_chance),
     "ppo": PPO,
+    "reinforce": tuple(monitor for monitor in PPO if monitor is not value_useless),
 }
+ONLINE = ("ppo", "reinforce")
+"""Stages whose first update is an identity: no KL yet, and a ratio of 1."""
 
 
 def journal_findings(
@@ -387,9 +390,9 @@ def journal_findings(
 ) -> Iterator[Finding]:
     """What the columns of a stage's journal show, as far as they go.
 
-    `rollout` and `training` are the precisions of PPO's forwards (`bounds.py`).
+    `rollout` and `training` are the precisions of an online stage's forwards (`bounds.py`).
     """
     found_here = [monitor(columns) for monitor in MONITORS.get(stage, ())]
-    if stage == "ppo":
+    if stage in ONLINE:
         found_here += [kl_at_start(columns, rollout), ratio_at_start(columns, training)]
     yield from (finding for finding in found_here if finding is not None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
@@ -17,7 +17,7 @@ from nplus.config import RunConfig
 from nplus.findings import EVENT, Finding, found, read_findings
 from nplus.models.golden import FILE
 from nplus.runs import StageDir
-from nplus.stages.doctor.bounds import precision_of
+from nplus.stages.doctor.bounds import precision_of, precisions_of
 from nplus.stages.doctor.environment import machine_findings, need_findings, this_machine
 from nplus.stages.doctor.monitors import append, columns_of, journal_findings
 from nplus.stages.doctor.probes import (
@@ -31,9 +31,21 @@ from nplus.stages.doctor.settings import settings_findings
 from nplus.stages.doctor.text import ROWS, text_findings
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from nplus.batches import Rollout
+    from nplus.models.scalar import ScalarModel
     from nplus.stages.context import Context
-    from nplus.stages.ppo import Trainer, Updated
+    from nplus.stages.ppo import Updated
+
+    class Online(Protocol):
+        """The networks of an online stage; PPO has a critic too."""
+
+        ctx: Context
+        policy: PreTrainedModel
+        reference: PreTrainedModel
+        reward_model: ScalarModel
+
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -79,17 +91,21 @@ class Watch:
         """Look at a stage's curves after a step that its journal has just taken in."""
         if self.enabled:
             curves = self._of(where, stage, metrics)
-            precisions = self._precisions()
+            assert self.config is not None
+            precisions = precisions_of(self.config, stage)
             self._tell(where, stage, step, journal_findings(stage, curves.columns, *precisions))
 
-    def update(self, where: StageDir, step: int, trainer: Trainer, updated: Updated) -> None:
-        """Look at an update of PPO, and with the first of this process at the networks too."""
+    def update(
+        self, where: StageDir, step: int, trainer: Online, updated: Updated, stage: str = "ppo"
+    ) -> None:
+        """Look at an update of an online stage, and with the first of this process at the networks
+        too."""
         if not self.enabled:
             return
         first = where.path not in self._curves
-        self.step("ppo", where, step, updated.metrics)
+        self.step(stage, where, step, updated.metrics)
         if first:
-            self._tell(where, "ppo", step, self._networks(trainer, updated.rollout))
+            self._tell(where, stage, step, self._networks(trainer, updated.rollout))
 
     # --- what is looked at ----------------------------------------------------------------------
 
@@ -108,9 +124,10 @@ class Watch:
             rows = ctx.data.demonstrations("train")[:ROWS]
             self._tell_before(where, name, text_findings(ctx.codec, rows, config))
 
-    def _networks(self, trainer: Trainer, rollout: Rollout) -> Iterator[Finding]:
-        """Of PPO's networks, on rows that they have just answered."""
-        ctx, precision = trainer.ctx, self._precisions()[0]
+    def _networks(self, trainer: Online, rollout: Rollout) -> Iterator[Finding]:
+        """Of an online stage's networks, on rows that they have just answered."""
+        ctx = trainer.ctx
+        precision = precision_of(ctx.config)
         pad_id, generation = ctx.codec.pad_id, rollout.generation
         rows = sampled_rows(generation)
         tokens_BT, mask_BT = generation.sequences()
@@ -120,8 +137,9 @@ class Watch:
             "the policy": trainer.policy,
             "the reference": trainer.reference,
             "the reward model": trainer.reward_model,
-            "the critic": trainer.critic,
         }
+        if (critic := getattr(trainer, "critic", None)) is not None:
+            networks["the critic"] = critic
         looked = (
             sampler_gap(rollout, precision),
             active_dropout(networks),
@@ -134,11 +152,6 @@ class Watch:
             yield found("golden_missing", f"{path.parent.name}/{path.name} has no {FILE}")
 
     # --- telling --------------------------------------------------------------------------------
-
-    def _precisions(self) -> tuple[str, str]:
-        """Of rollouts, and of PPO's training forwards."""
-        assert self.config is not None
-        return precision_of(self.config), precision_of(self.config, self.config.ppo.autocast)
 
     def _of(self, where: StageDir, stage: str, metrics: Mapping[str, float]) -> _Curves:
         """The stage's curves with `metrics` as their last step."""

@@ -106,7 +106,9 @@ def _chosen(
     if key != ATTENTION:
         return tuning.choice(key)
     precision = values.get(PRECISION, config.compute.matmul_precision)
-    kinds = {config.model.dtype, config.compute.autocast, config.ppo.autocast}
+    online = (config.ppo, config.reinforce)
+    kinds = {config.model.dtype, config.compute.autocast}
+    kinds |= {stage.autocast for stage in online if stage is not None}
     autocast = "bfloat16" if "bfloat16" in kinds else "none"
     known = _architecture(config.model) in BLOCKS
     return tuning.choice(key, attention_under(precision, autocast, known=known))

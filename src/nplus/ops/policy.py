@@ -1,0 +1,86 @@
+"""Levels of the probability ratio, and what a policy loss is divided by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def token_level(log_ratio_BR: Tensor, mask_BR: Tensor) -> Tensor:
+    """A ratio for each token."""
+    return log_ratio_BR
+
+
+def sequence_level(log_ratio_BR: Tensor, mask_BR: Tensor) -> Tensor:
+    """The ratio of the whole response, at each of its tokens (RLOO)."""
+    return log_ratio_BR.sum(1, keepdim=True).expand_as(log_ratio_BR)
+
+
+def sequence_mean_level(log_ratio_BR: Tensor, mask_BR: Tensor) -> Tensor:
+    """Its geometric mean over tokens, at each of them (Zheng et al. 2025, equation 7)."""
+    lengths_B1 = mask_BR.sum(1, keepdim=True).clamp(min=1)
+    return (log_ratio_BR.sum(1, keepdim=True) / lengths_B1).expand_as(log_ratio_BR)
+
+
+RATIOS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "token": token_level,
+    "sequence": sequence_level,
+    "sequence_mean": sequence_mean_level,
+}
+
+
+def log_ratios(
+    logprobs_BR: Tensor, old_logprobs_BR: Tensor, mask_BR: Tensor, *, level: str = "token"
+) -> Tensor:
+    """[B, R] log of new over old probability at a level of `RATIOS`, 0 outside the mask.
+
+    Raises ValueError for an unknown level.
+    """
+    if level not in RATIOS:
+        raise ValueError(f"unknown ratio {level!r}; known: {sorted(RATIOS)}")
+    log_ratio_BR = (logprobs_BR - old_logprobs_BR).masked_fill(~mask_BR, 0.0)
+    return RATIOS[level](log_ratio_BR, mask_BR).masked_fill(~mask_BR, 0.0)
+
+
+AGGREGATIONS = ("sequence", "token", "constant", "sequence_sum")
+"""`sequence`: mean over a response's tokens, then over responses; `token`: over all tokens;
+`constant`: over responses times a fixed width; `sequence_sum`: sums of responses, averaged."""
+
+
+def aggregated(loss_BR: Tensor, mask_BR: Tensor, *, how: str) -> Tensor:
+    """0-d sum of a loss that is 0 outside the mask, to be divided by `aggregation_count`.
+
+    Raises ValueError for an unknown aggregation.
+    """
+    if how not in AGGREGATIONS:
+        raise ValueError(f"unknown aggregation {how!r}; known: {AGGREGATIONS}")
+    if how != "sequence":
+        return loss_BR.sum()
+    return (loss_BR.sum(1) / mask_BR.sum(1).clamp(min=1)).sum()
+
+
+def aggregation_count(mask_BR: Tensor, *, how: str, width: int) -> float:
+    """What `aggregated` is divided by; `width` is the fixed one, in tokens.
+
+    Raises ValueError for an unknown aggregation.
+    """
+    if how not in AGGREGATIONS:
+        raise ValueError(f"unknown aggregation {how!r}; known: {AGGREGATIONS}")
+    rows = float(len(mask_BR))
+    return {
+        "sequence": rows,
+        "token": float(mask_BR.sum()),
+        "constant": rows * width,
+        "sequence_sum": rows,
+    }[how]
+
+
+def best_and_worst(scores_QG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`best_Q, worst_Q, apart_Q`: the first highest and the first lowest of each group, and whether
+    they differ at all."""
+    best_Q, worst_Q = scores_QG.argmax(1), scores_QG.argmin(1)
+    highest_Q1 = scores_QG.gather(1, best_Q.unsqueeze(1))
+    lowest_Q1 = scores_QG.gather(1, worst_Q.unsqueeze(1))
+    return best_Q, worst_Q, torch.ne(highest_Q1, lowest_Q1).squeeze(1)

@@ -1,0 +1,153 @@
+"""Several scored responses to each prompt, beside a rival's where an algorithm wants one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nplus.batches import GroupRollout, PromptBatch
+from nplus.config import ReinforceConfig, SamplingConfig
+from nplus.data.collate import prompt_batch
+from nplus.engines.mixture import mixture_engine
+from nplus.engines.protocol import Engine
+from nplus.models.scalar import ScalarModel
+from nplus.ops.responses import contains_eos
+from nplus.records import Demonstration
+from nplus.rollout import collect, generate, rm_scores, scored, trimmed, untruncated
+from nplus.seeding import epoch_order, take
+from nplus.stages.context import Context
+from nplus.stages.drawing import noise
+from nplus.stages.spread import over_ranks
+from nplus.training.update import Beside
+
+GREEDY = 1e-4
+"""Temperature at which only exact ties are left to chance."""
+
+
+def prompts_of(
+    posts: list[Demonstration], cfg: ReinforceConfig, ctx: Context, step: int, stage: str
+) -> list[Demonstration]:
+    """The prompts of one update: passes over the SFT queries, reshuffled each time (Detail E2)."""
+    count, name = cfg.prompts, f"{stage} prompts"
+    start = step * count
+    if cfg.reshuffle:
+        return [posts[i] for i in take(ctx.seed, name, len(posts), start, count)]
+    order = epoch_order(ctx.seed, name, 0, len(posts))
+    return [posts[order[(start + i) % len(posts)]] for i in range(count)]
+
+
+def group_noise(
+    seed: int, name: str, keys: Sequence[str], sampling: SamplingConfig, samples: int
+) -> Tensor:
+    """[Q * G, R] uniforms named by (name, prompt key, sample), the samples of a prompt side by
+    side."""
+    found = [noise(seed, name, keys, sampling, sample) for sample in range(samples)]
+    return torch.stack(found, dim=1).flatten(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The networks that respond and score; `stage` names prompts and noise."""
+
+    ctx: Context
+    cfg: ReinforceConfig
+    stage: str
+    policy: PreTrainedModel
+    reference: PreTrainedModel
+    reward_model: ScalarModel
+
+    def gather(
+        self,
+        posts: list[Demonstration],
+        step: int,
+        on_part: Callable[[str], None] = lambda name: None,
+    ) -> GroupRollout:
+        """`num_generations` scored responses to each post, from noise named after update, post and
+        sample. `on_part` is told when `rollout`, the sampling, is done."""
+        ctx, cfg = self.ctx, self.cfg
+        prompts = self._repeated(posts)
+        keys = [post.id for post in posts]
+        name = f"{self.stage} rollout {step}"
+        noise_BR = group_noise(ctx.seed, name, keys, cfg.sampling, cfg.num_generations)
+        rollout = collect(
+            ctx.engine(self.policy),
+            prompts,
+            cfg.sampling,
+            noise_BR.to(ctx.device),
+            policy=self.policy,
+            reference=self.reference,
+            score=lambda generation: rm_scores(self.reward_model, generation),
+            eos_id=ctx.codec.eos_id,
+            size=cfg.rollout_micro_batch_size,
+            old_logprobs=cfg.old_logprobs,
+            tempered=cfg.tempered,
+            stop_token=cfg.stop_token,
+            positions=ctx.config.model.positions,
+            on_sampled=lambda: on_part("rollout"),
+        )
+        return GroupRollout(rollout, *self._rivals(posts, prompts, step))
+
+    def gather_over_ranks(
+        self,
+        posts: list[Demonstration],
+        step: int,
+        beside: Beside[Any] | None,
+        on_part: Callable[[str], None],
+    ) -> GroupRollout:
+        """The same of all processes, in each; a prompt's responses are drawn in one."""
+        each = self.cfg.num_generations
+        return over_ranks(self.gather, posts, step, beside, on_part, self.ctx, each=each)
+
+    def _repeated(self, posts: list[Demonstration]) -> PromptBatch:
+        """[B, P]: each prompt as often as it is answered; the engine reads it once."""
+        prompts = prompt_batch(self.ctx.codec, posts).to(self.ctx.device)
+        index = torch.arange(len(posts)).repeat_interleave(self.cfg.num_generations)
+        return prompts.rows(index)
+
+    def _rivals(
+        self, posts: list[Demonstration], prompts: PromptBatch, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """`scores_B, has_eos_B` of the rivals: greedy ones are drawn once a prompt, those of the
+        mixture once a row; zeros where there are none."""
+        ctx, cfg = self.ctx, self.cfg
+        samples = cfg.num_generations
+        if cfg.baseline == "greedy":
+            once = prompts.rows(torch.arange(0, len(prompts), samples))
+            sampling = cfg.sampling.model_copy(update={"temperature": GREEDY})
+            noise_QR = torch.full((len(once), sampling.response_length), 0.5)
+            found = self._scored(ctx.engine(self.policy), once, sampling, noise_QR)
+            return found[0].repeat_interleave(samples), found[1].repeat_interleave(samples)
+        if cfg.signal == "preference":
+            keys = [post.id for post in posts]
+            name = f"{self.stage} rivals {step}"
+            noise_BR = group_noise(ctx.seed, name, keys, cfg.sampling, samples)
+            engine = mixture_engine(
+                self.policy,
+                self.reference,
+                cfg.mixture_coef,
+                eos_id=ctx.codec.eos_id,
+                pad_id=ctx.codec.pad_id,
+            )
+            return self._scored(engine, prompts, cfg.sampling, noise_BR)
+        zeros_B = torch.zeros(len(prompts), device=ctx.device)
+        return zeros_B, torch.ones_like(zeros_B, dtype=torch.bool)
+
+    def _scored(
+        self, engine: Engine, prompts: PromptBatch, sampling: SamplingConfig, noise_BR: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx, cfg = self.ctx, self.cfg
+        size = cfg.rollout_micro_batch_size
+        generation = generate(engine, prompts, sampling, noise_BR.to(ctx.device), size=size)
+        generation = trimmed(generation) if cfg.stop_token == "eos" else untruncated(generation)
+        scores_B = scored(
+            lambda part: rm_scores(self.reward_model, part),
+            generation,
+            size=size,
+            positions=ctx.config.model.positions,
+        )
+        return scores_B, contains_eos(generation.tokens_BR, ctx.codec.eos_id)
