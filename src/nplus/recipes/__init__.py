@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable
 
 from nplus.config import RunConfig
+from nplus.recipes.online import online
 from nplus.recipes.real import real
 from nplus.recipes.tldr import TLDR_RECIPES
 from nplus.recipes.toy import dpo, overoptimise, tiny, toy, toy_sized
@@ -14,6 +15,7 @@ from nplus.records import InputError
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "toy": toy,
     "toy:dpo": dpo,
+    "toy:online": online,
     "toy:overoptimise": overoptimise,
     "toy:tiny": tiny,
     "real": real,
