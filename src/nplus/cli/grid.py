@@ -1,4 +1,4 @@
-"""`nplus ablate` and `nplus scale`: many runs, one table."""
+"""`nplus ablate`, `nplus scale` and studies: many runs, one table."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Jobs = Annotated[
     typer.Option(min=1, help="Seeds that run side by side, on their part of the cores each."),
 ]
 
-PAGES = {"ablate": "ablation.html", "scale": "scale.html"}
+PAGES = {"ablate": "ablation.html", "scale": "scale.html", "run": "study.html"}
 
 
 def ablate(
@@ -66,6 +66,7 @@ def ablate(
     from nplus.recipes import recipe as named
     from nplus.stages.ablation import BASELINE, of_details, of_flips, summarise, without_effect
     from nplus.stages.grid import Grid, crossed, resolve
+    from nplus.stages.outcomes import main_policy
 
     base = named(recipe)
     flips = of_flips(flip or [])
@@ -78,6 +79,7 @@ def ablate(
     same = without_effect(configs)
     _refuse_or_tell(same, refuse=bool(details or flips))
     conditions = [c for c in chosen if c.name not in same]
+    policy = main_policy(configs[cells[0]])
     configs = {cell: cfg for cell, cfg in configs.items() if cell.name not in same}
     where = out or Path("runs") / f"ablate-{base.recipe.replace(':', '-')}"
     options = {"--seeds": seeds, "--out": where, "--recipe": recipe, "--flip": flip}
@@ -86,7 +88,7 @@ def ablate(
     def write(grid: Grid, entries: Sequence[Entry]) -> Sheet:
         from nplus.report.grid_page import write_ablation
 
-        data = summarise(grid, entries, conditions)
+        data = summarise(grid, entries, conditions, policy)
         return write_ablation(where, {"command": command, "recipe": recipe, **data})
 
     _run(Grid.open(where, "ablate", base.recipe), configs, write, jobs)
@@ -133,6 +135,39 @@ def scale(
     _run(Grid.open(where, "scale", configs[cells[0]].recipe), configs, write, jobs)
 
 
+def study(
+    name: str,
+    seeds: int | None,
+    jobs: int | None,
+    out: Path | None,
+    sets: list[str] | None,
+    config: Path | None,
+) -> None:
+    """Run the study `name`, every seed of it, and write its tables; goes on where it stopped."""
+    from nplus.recipes.studies import STUDIES
+    from nplus.stages.grid import Grid, crossed, resolve
+    from nplus.stages.study import summarise
+
+    found = STUDIES[name]
+    count = seeds or found.seeds
+    cells = crossed([(cell, ()) for cell in found.cells], count)
+    bases = {cell: make() for cell, make in found.cells.items()}
+    configs = resolve(cells, bases.__getitem__, config_file=config, sets=sets or [])
+    where = out or Path("runs") / name.replace(":", "-")
+    options = {"--seeds": seeds, "--out": where, "--set": sets, "--config": config}
+    command = _command("run", [name], options)
+    arms = [(arm.label, arm.cell, arm.policy) for arm in found.arms]
+
+    def write(grid: Grid, entries: Sequence[Entry]) -> Sheet:
+        from nplus.report.study import write_study
+
+        data = summarise(grid, entries, arms, found.contrasts)
+        head = {"command": command, "recipe": name, "title": found.title}
+        return write_study(where, {**head, **data})
+
+    _run(Grid.open(where, "run", name), configs, write, jobs)
+
+
 def _refuse_or_tell(same: Sequence[str], *, refuse: bool) -> None:
     """Conditions that change nothing: an error where asked for, else left out with a word."""
     from nplus.records import InputError
@@ -166,7 +201,7 @@ def _run(
 
     for cell, cfg in configs.items():
         require_file(cfg.data)
-        if not {"ppo", "evaluate"} <= set(cfg.stage_names()):
+        if "evaluate" not in cfg.stage_names():
             raise InputError(f"{cell.name}: ends before the verdict; set until=null")
     from rich.console import Console
 

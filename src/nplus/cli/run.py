@@ -34,15 +34,47 @@ def run(
     processes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Share the work among N processes.")
     ] = 1,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Of a study: seeds 1 to N instead of its own number."),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a study: seeds that run side by side."),
+    ] = None,
 ) -> None:
     """Run a recipe's stages, print the verdict and write the report.
 
     Stages that are complete and unchanged are skipped; an interrupted one goes on where it stopped,
     on as many processes as are asked for now. `torchrun -m nplus run ...` works too, on several
     machines that share the run's directory.
+
+    Of a recipe that is a study, as toy:online, all seeds run and are compared; with --seed one run
+    of it.
     """
+    from nplus.recipes.studies import STUDIES
+
+    if recipe in STUDIES and seed is None and until is None and processes == 1:
+        from nplus.cli.grid import study
+
+        study(recipe, seeds, jobs, out, sets, config)
+        return
+    _no_study(recipe, seeds, jobs)
     cfg = resolve(recipe, config, sets, seed)
     execute(cfg, recipe, sets, config, out, seed, until, processes)
+
+
+def _no_study(recipe: str, seeds: int | None, jobs: int | None) -> None:
+    """InputError for what a single run does not take."""
+    from nplus.records import InputError
+
+    given = {"--seeds": seeds, "--jobs": jobs}
+    for option, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"{option} {value}: for studies only, and this is one run of {recipe}; leave it "
+                "out, or see `nplus ablate` and `nplus scale`"
+            )
 
 
 def execute(

@@ -73,10 +73,10 @@ MEASURES = (
 )
 
 
-def _style(name: str, **changes: Any) -> AbstractContextManager[None]:
+def style(name: str, **changes: Any) -> AbstractContextManager[None]:
     """matplotlib set to the page's style, with the ids of figure `name`."""
-    style: dict[Any, Any] = {**STYLE, "svg.hashsalt": name, **changes}
-    return matplotlib.rc_context(style)
+    found: dict[Any, Any] = {**STYLE, "svg.hashsalt": name, **changes}
+    return matplotlib.rc_context(found)
 
 
 def signed(effect: Mapping[str, Any] | None, measure: Measure, sign: str = "+") -> str:
@@ -113,16 +113,20 @@ def ends(
     return value, low, high
 
 
-def forest(conditions: Sequence[Mapping[str, Any]], measure: Measure) -> Panel:
+def forest(
+    conditions: Sequence[Mapping[str, Any]],
+    measure: Measure,
+    axis: str = "difference to the baseline",
+) -> Panel:
     """Effects on one measure, a row a condition, around the line of no effect."""
     name = f"forest-{measure.key}"
     height = PITCH * len(conditions) + 52
-    with _style(name):
+    with style(name):
         figure = Figure(figsize=(WIDTH, height / 72))
         ax = figure.add_axes((0.02, 40 / height, 0.96, 1 - 46 / height))
         low, high = _range(conditions, measure)
         ax.set(xlim=(low, high), ylim=(len(conditions) * PITCH + 4, 0), yticks=[])
-        ax.set_xlabel(f"difference to the baseline, {measure.unit}")
+        ax.set_xlabel(f"{axis}, {measure.unit}")
         ax.spines["left"].set_visible(False)
         ax.grid(visible=False)
         for index, row in enumerate(conditions):
@@ -170,7 +174,7 @@ def scaling(data: Mapping[str, Any]) -> Panel:
     """Win rate above, reward-model accuracy below, against parameters; colours as on the page."""
     name = "scaling"
     colours = {colour: colour for colour in VARIABLES}
-    with _style(name):
+    with style(name):
         svg = inline(_scaling(data, colours, (2 * WIDTH, 6.4)), name)
     note = "Small dots: single seeds. Large dots and line: their mean, with a 95% t interval over"
     return Panel(name, "Win rate and reward model against size", f"{note} seeds.", svg)
@@ -180,7 +184,7 @@ def scaling_picture(data: Mapping[str, Any], kind: str) -> bytes:
     """The same as a file of its own on white: `svg` (text as outlines) or `png`."""
     changes = {k: PRINTED[v] for k, v in STYLE.items() if isinstance(v, str) and v in PRINTED}
     out = io.BytesIO()
-    with _style("scaling", **changes, **{"svg.fonttype": "path", "savefig.facecolor": "#ffffff"}):
+    with style("scaling", **changes, **{"svg.fonttype": "path", "savefig.facecolor": "#ffffff"}):
         figure = _scaling(data, PRINTED, (7.6, 6.2))
         metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
         figure.savefig(out, format=kind, dpi=160, metadata=metadata)

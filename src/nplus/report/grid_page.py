@@ -26,7 +26,7 @@ from nplus.report.grid_figures import (
     scaling_picture,
     signed,
 )
-from nplus.report.tables import DASH, plain
+from nplus.report.tables import DASH, plain, system_name
 from nplus.runs.storage import replace_bytes, write_json
 
 HERE = Path(__file__).resolve().parent
@@ -59,7 +59,7 @@ def ablation_sheet(data: Mapping[str, Any]) -> Sheet:
     """Effects by condition, the baseline's own values first."""
     baseline = data["baseline"]
     seeds = len(data["seeds"])
-    first = ("baseline", f"as {data['recipe']}", _of(baseline["win_rate"]["n"], seeds))
+    first = ("baseline", f"as {data['recipe']}", of(baseline["win_rate"]["n"], seeds))
     rows = [(*first, *(signed(baseline[m.key], m, sign="") for m in MEASURES), DASH)]
     terminal = [("condition", "seeds", *(m.short for m in FEW))]
     terminal.append((first[0], first[2], *(around(baseline[m.key], m, sign="") for m in FEW)))
@@ -69,8 +69,8 @@ def ablation_sheet(data: Mapping[str, Any]) -> Sheet:
         if row["title"] == ", ".join(row["sets"]):
             what = " ".join(row["sets"])
         numbers = (signed(row[m.key], m) for m in MEASURES)
-        rows.append((row["name"], what, _of(done, seeds), *numbers, _boot(row["win_rate"])))
-        terminal.append((row["name"], _of(done, seeds), *(around(row[m.key], m) for m in FEW)))
+        rows.append((row["name"], what, of(done, seeds), *numbers, _boot(row["win_rate"])))
+        terminal.append((row["name"], of(done, seeds), *(around(row[m.key], m) for m in FEW)))
     measures = (f"{m.title}, {m.unit}" for m in MEASURES)
     head = ("condition", "what is changed", "seeds", *measures, "Win rate, bootstrap")
     return Sheet(
@@ -80,7 +80,7 @@ def ablation_sheet(data: Mapping[str, Any]) -> Sheet:
         rows=tuple(rows),
         left=2,
         notes=tuple(_ablation_notes(data)),
-        failures=_failures(data),
+        failures=failures(data),
         terminal=tuple(terminal),
     )
 
@@ -97,7 +97,7 @@ def _ablation_notes(data: Mapping[str, Any]) -> list[str]:
     return [
         "Differences are condition minus baseline, paired by seed (and win rates by post), with "
         "95% t intervals over seeds: one training run is one observation, so they hold for other "
-        f"seeds on these {posts:,} posts. Win rate: PPO against the references, ties half, at "
+        f"seeds on these {posts:,} posts. Win rate: {system_name(data['policy'])} against the references, ties half, at "
         "the first temperature of `evaluate.temperatures`. KL, length through EOS and EOS rate: "
         "the trained policy on the same posts at the last temperature, without dropout and with "
         "both policies at that temperature, whatever a condition trains with.",
@@ -130,7 +130,7 @@ def scale_sheet(data: Mapping[str, Any]) -> Sheet:
     wins = [f"{SERIES[p][0]} wins, %" for p in policies]
     terminal = [("size", "seeds", *wins, *("RM accuracy, %" for _ in measured[:1]))]
     for row in sizes:
-        done = _of(row["complete"], row["asked"])
+        done = of(row["complete"], row["asked"])
         failed = f" ({len(row['failed'])} failed)" if row["failed"] else ""
         rows.append(
             (
@@ -170,7 +170,7 @@ def scale_sheet(data: Mapping[str, Any]) -> Sheet:
         rows=tuple(rows),
         left=1,
         notes=tuple(notes),
-        failures=_failures(data),
+        failures=failures(data),
         terminal=tuple(terminal),
     )
 
@@ -179,11 +179,11 @@ def _agreed(found: Mapping[str, Any] | None) -> str:
     return f"{100 * found['rate']:.1f} ({100 * found['chance']:.1f})" if found else DASH
 
 
-def _of(done: int, asked: int) -> str:
+def of(done: int, asked: int) -> str:
     return str(asked) if done == asked else f"{done} of {asked}"
 
 
-def _failures(data: Mapping[str, Any]) -> tuple[str, ...]:
+def failures(data: Mapping[str, Any]) -> tuple[str, ...]:
     """A line for the cells of a name that failed alike or are under way; one for those waiting."""
     alike: dict[tuple[str, str], list[str]] = {}
     for cell in data["cells"]:

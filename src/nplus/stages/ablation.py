@@ -12,15 +12,11 @@ from typing import Any
 from nplus.config import RunConfig
 from nplus.details import detail, details
 from nplus.evaluation.effects import Effect, measure_effect, outcome_effect, summary_over_seeds
-from nplus.records import InputError, Judgement, read_records
+from nplus.records import InputError
 from nplus.stages.grid import Cell, Entry, Grid, cell_rows
+from nplus.stages.outcomes import BOUNDS, MEASURES, Outcome, read_outcome
 
 BASELINE = "baseline"
-POLICY = "ppo"
-MEASURES = ("kl", "length", "eos_rate", "greedy_length")
-"""What the trained policy's responses are like, measured the same way in every run."""
-BOUNDS = {"win_rate": (0.0, 1.0), "eos_rate": (0.0, 1.0), "kl": (-math.inf, math.inf)}
-"""Where a measure's values lie, if not above 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,61 +72,18 @@ def without_effect(configs: Mapping[Cell, RunConfig]) -> list[str]:
     return list(dict.fromkeys(same))
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one run came to."""
-
-    posts: Mapping[str, float]
-    """Post id to 1, 1/2 or 0: PPO against the reference, on the judged split, at the first
-    temperature."""
-    measures: Mapping[str, float]
-    """KL in nats, length in tokens through EOS and share that ends by itself, all at the last
-    temperature; length at the first."""
-
-
-def read_outcome(grid: Grid, entry: Entry) -> Outcome | None:
-    """A cell's result; None for a cell that has none."""
-    where = grid.stage(entry, "evaluate")
-    manifest = where.manifest() if where else None
-    if entry.status != "complete" or manifest is None or where is None:
-        return None
-    split, temperatures = manifest.results["split"], manifest.results["temperatures"]
-    ours = f"{POLICY}@{temperatures[0]:g}"
-    posts = {
-        row.id: 0.5 + 0.5 * ((row.score > row.opponent_score) - (row.score < row.opponent_score))
-        for row in read_records(where.judgements, Judgement)
-        if (row.policy, row.opponent, row.split) == (ours, "reference", split)
-    }
-    first, last = (
-        next(
-            row
-            for row in manifest.results["systems"]
-            if (row["policy"], row["temperature"], row["split"]) == (POLICY, temperature, split)
-        )
-        for temperature in (temperatures[0], temperatures[-1])
-    )
-    if not posts:  # a judge that answered nothing
-        return None
-    return Outcome(
-        posts,
-        {
-            "kl": last["kl"]["value"] if last["kl"] else math.nan,
-            "length": last["tokens"],
-            "eos_rate": last["eos_rate"],
-            "greedy_length": first["tokens"],
-        },
-    )
-
-
 def summarise(
-    grid: Grid, entries: Sequence[Entry], conditions: Sequence[Condition]
+    grid: Grid, entries: Sequence[Entry], conditions: Sequence[Condition], policy: str
 ) -> dict[str, Any]:
-    """The tables of `ablation.json`: the baseline's means and every condition's effects.
+    """The tables of `ablation.json`: the baseline's means and every condition's effects on
+    `policy`.
 
     `win_rate` is in shares of 1, `kl` in nats per response, lengths in tokens.
     """
     outcomes = {
-        (e.cell.name, e.cell.seed): found for e in entries if (found := read_outcome(grid, e))
+        (e.cell.name, e.cell.seed): found
+        for e in entries
+        if e.status == "complete" and (found := read_outcome(grid.stage(e, "evaluate"), policy))
     }
 
     def runs(name: str) -> dict[int, Outcome]:
@@ -138,6 +91,7 @@ def summarise(
 
     baseline = runs(BASELINE)
     return {
+        "policy": policy,
         "seeds": sorted({entry.cell.seed for entry in entries}),
         "baseline": _means(baseline),
         "conditions": [

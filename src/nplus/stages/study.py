@@ -1,0 +1,126 @@
+"""A study's tables: its arms side by side, their differences seed by seed, and rounds where there
+are any."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+from nplus.evaluation.effects import (
+    Effect,
+    measure_effect,
+    outcome_effect,
+    summary_over_seeds,
+)
+from nplus.stages.grid import Entry, Grid, cell_rows
+from nplus.stages.outcomes import BOUNDS, MEASURES, Outcome, read_outcome
+
+Runs = Mapping[int, Outcome]
+ROUND_MEASURES = ("win_rate", "score", "proxy", "kl", "tokens", "reward_length_correlation")
+"""Of a round: wins against SFT and score by the judge, near greedy; proxy by the reward model; KL
+from SFT in nats at the last temperature; tokens; correlation within a prompt's samples."""
+
+
+def summarise(
+    grid: Grid,
+    entries: Sequence[Entry],
+    arms: Sequence[tuple[str, str, str]],
+    contrasts: Sequence[tuple[str, str]],
+) -> dict[str, Any]:
+    """The tables of `study.json`. `arms` are `(label, cell, policy)`, `contrasts` pairs of labels.
+
+    Win rates are against the references, in shares of 1, with t intervals over seeds.
+    """
+    runs = {label: _runs(grid, entries, cell, policy) for label, cell, policy in arms}
+    return {
+        "seeds": sorted({entry.cell.seed for entry in entries}),
+        "arms": [
+            {"label": label, "cell": cell, "policy": policy, **_means(runs[label])}
+            for label, cell, policy in arms
+        ],
+        "contrasts": [
+            {"ours": ours, "theirs": theirs, **_effects(runs[ours], runs[theirs])}
+            for ours, theirs in contrasts
+        ],
+        "rounds": [
+            {"label": label, "rounds": rounds}
+            for label, cell, policy in arms
+            if policy == "online" and (rounds := _rounds(grid, entries, cell))
+        ],
+        "cells": cell_rows(entries),
+    }
+
+
+def _complete(entries: Sequence[Entry], cell: str) -> list[Entry]:
+    return [entry for entry in entries if entry.cell.name == cell and entry.status == "complete"]
+
+
+def _runs(grid: Grid, entries: Sequence[Entry], cell: str, policy: str) -> Runs:
+    found = {
+        entry.cell.seed: read_outcome(grid.stage(entry, "evaluate"), policy)
+        for entry in _complete(entries, cell)
+    }
+    return {seed: outcome for seed, outcome in found.items() if outcome is not None}
+
+
+def _means(runs: Runs) -> dict[str, Any]:
+    values = {"win_rate": [fmean(run.posts.values()) for run in runs.values()]}
+    for name in MEASURES:
+        values[name] = [run.measures[name] for run in runs.values()]
+    return {
+        name: summary_over_seeds(v, BOUNDS.get(name, (0, math.inf))) for name, v in values.items()
+    }
+
+
+def _effects(ours: Runs, theirs: Runs) -> dict[str, Any]:
+    found: dict[str, Effect | None] = {
+        "win_rate": outcome_effect(
+            {seed: run.posts for seed, run in ours.items()},
+            {seed: run.posts for seed, run in theirs.items()},
+        )
+    }
+    for name in MEASURES:
+        found[name] = measure_effect(
+            {seed: run.measures[name] for seed, run in ours.items()},
+            {seed: run.measures[name] for seed, run in theirs.items()},
+        )
+    return {name: asdict(effect) if effect else None for name, effect in found.items()}
+
+
+def _rounds(grid: Grid, entries: Sequence[Entry], cell: str) -> list[dict[str, Any]]:
+    """Means over seeds of each round of a loop, on validation posts."""
+    by_round: dict[int, list[dict[str, float]]] = {}
+    for entry in _complete(entries, cell):
+        where = grid.stage(entry, "online")
+        manifest = where.manifest() if where else None
+        for row in manifest.results["rounds"] if manifest else ():
+            by_round.setdefault(row["round"], []).append(_of_round(row))
+    return [
+        {
+            "round": number,
+            **{
+                name: summary_over_seeds([row[name] for row in rows], (-math.inf, math.inf))
+                for name in ROUND_MEASURES
+            },
+        }
+        for number, rows in sorted(by_round.items())
+    ]
+
+
+def _of_round(row: Mapping[str, Any]) -> dict[str, float]:
+    systems, pairs = row["validation"]["systems"], row.get("pairs") or {}
+    first, last = systems[0], systems[-1]
+    against = first.get("against_sft") or {}
+    kl = last["kl"]["value"] if last.get("kl") else (0.0 if row["round"] == 0 else math.nan)
+    found = {
+        "win_rate": 0.5 if row["round"] == 0 else against.get("rate"),
+        "score": first["score"],
+        "proxy": first["proxy"],
+        "kl": kl,
+        "tokens": first["tokens"],
+        "reward_length_correlation": pairs.get("reward_length_correlation"),
+    }
+    return {name: math.nan if value is None else value for name, value in found.items()}
