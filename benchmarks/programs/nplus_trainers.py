@@ -41,7 +41,7 @@ def trainer_of(spec, ctx):
     if spec["stage"] == "reward":
         return reward.trainer(ctx.scalar(ctx.dirs["reward"].model), pairs, ctx)
     reference = ctx.policy("reference").eval().requires_grad_(False)
-    return dpo.trainer(ctx.policy("sft"), reference, pairs, ctx)
+    return dpo.trainer(ctx.policy("sft"), reference, pairs, ctx, cfg.dpo, name="dpo")
 
 
 def main(spec_file):

@@ -115,6 +115,6 @@ def row_trainer_of(tiny_causal, stage_context):
         if stage == "reward":
             return reward.trainer(ScalarModel.from_causal(model, pad_id=PAD, seed=0), PAIRS, ctx)
         reference = tiny_causal(seed=1, spread=0.02).double().requires_grad_(False)
-        return dpo.trainer(model, reference, PAIRS, ctx)
+        return dpo.trainer(model, reference, PAIRS, ctx, ctx.config.dpo, name="dpo")
 
     return build

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from nplus.algorithms import preference
 from nplus.batches import Objective, PairBatch
+from nplus.config import DPOConfig
 from nplus.data.collate import WIDTH_MULTIPLE, PairRow, pair_batch, pair_rows
 from nplus.evaluation.accuracy import margin_records
 from nplus.records import Comparison, read_records, write_records
@@ -22,11 +23,18 @@ from nplus.stages.trainer import Trainer
 
 
 def trainer(
-    policy: PreTrainedModel, reference: PreTrainedModel, rows: list[PairRow], ctx: Context
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    rows: list[PairRow],
+    ctx: Context,
+    cfg: DPOConfig,
+    *,
+    name: str,
 ) -> Trainer[PairRow, PairBatch]:
-    """The DPO loss of `policy` against `reference` on comparisons."""
-    cfg = ctx.config.dpo
-    assert cfg is not None
+    """The loss of `cfg` of `policy` against `reference` on comparisons.
+
+    `name` is the stage's: the order of the rows and what dropout draws hang on it.
+    """
 
     def objective(micro: PairBatch) -> Objective:
         with forward_precision(ctx.device, ctx.config.compute.autocast):
@@ -38,7 +46,7 @@ def trainer(
     for_training(policy, ctx.config)
     return Trainer(
         ctx=ctx,
-        name="dpo",
+        name=name,
         model=policy,
         rows=rows,
         micro_batches=partial(micro_batches, layout="separate", pad_id=ctx.codec.pad_id),
@@ -58,12 +66,14 @@ def train(
     rows: list[PairRow],
     where: StageDir,
     ctx: Context,
+    cfg: DPOConfig,
+    *,
+    name: str,
 ) -> dict[str, float]:
     """`epochs` passes over comparisons, one step per `batch_size` pairs; resumes by itself."""
-    cfg = ctx.config.dpo
-    assert cfg is not None
     shown = {"loss": "loss/train", "accuracy": "rewards/accuracies"}
-    return trainer(policy, reference, rows, ctx).run(where, save_steps=cfg.save_steps, shown=shown)
+    made = trainer(policy, reference, rows, ctx, cfg, name=name)
+    return made.run(where, save_steps=cfg.save_steps, shown=shown)
 
 
 @torch.no_grad()
@@ -72,13 +82,12 @@ def implicit_margins(
     reference: PreTrainedModel,
     comparisons: list[Comparison],
     ctx: Context,
+    cfg: DPOConfig,
 ) -> list[float]:
     """Per comparison, the implicit reward of the chosen response minus the other's (Detail D9).
 
     The reward is `beta * (log p - log p_ref)` of the response, EOS included.
     """
-    cfg = ctx.config.dpo
-    assert cfg is not None
     rows = pair_rows(ctx.codec, comparisons)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].query) + len(rows[i].chosen))
     found = [0.0] * len(rows)
@@ -104,10 +113,10 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     held = [row for row in comparisons if row.split != "train"]
     policy, reference = ctx.policy("sft"), ctx.policy("sft").eval().requires_grad_(False)
     results: dict[str, Any] = {
-        **train(policy, reference, pair_rows(ctx.codec, rows), where, ctx),
+        **train(policy, reference, pair_rows(ctx.codec, rows), where, ctx, cfg, name="dpo"),
         "pairs": len(rows),
     }
-    margins = implicit_margins(policy.eval(), reference, held, ctx)
+    margins = implicit_margins(policy.eval(), reference, held, ctx, cfg)
     write_records(where.margins, margin_records(held, margins))
     results |= validation_reports(held, margins)
     ctx.keep(policy, where.model)
