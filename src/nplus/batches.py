@@ -126,6 +126,8 @@ class PairBatch(Batch):
     chosen_response_mask_NT: Tensor
     rejected_response_mask_NT: Tensor
     margin_N: Tensor
+    designated_N2: Tensor
+    """Whether a term of its own is on the chosen, on the rejected response (XPO's optimism)."""
 
     def __post_init__(self) -> None:
         shape = self.chosen_NT.shape
@@ -135,6 +137,7 @@ class PairBatch(Batch):
         for name in ("chosen_response_mask_NT", "rejected_response_mask_NT"):
             _check(name, getattr(self, name), shape, torch.bool)
         _check("margin_N", self.margin_N, shape[:1])
+        _check("designated_N2", self.designated_N2, (shape[0], 2), torch.bool)
 
     def __len__(self) -> int:
         return self.chosen_NT.shape[0]
@@ -154,6 +157,49 @@ class PairBatch(Batch):
     def stacked_response_mask(self) -> Tensor:
         """The response masks in the order of `stacked`."""
         return torch.cat([self.chosen_response_mask_NT, self.rejected_response_mask_NT])
+
+
+@dataclass(frozen=True, slots=True)
+class ReferredPairs(Batch):
+    """Preference pairs, and the reference's log-probs of them, summed over response tokens."""
+
+    pairs: PairBatch
+    ref_chosen_N: Tensor
+    ref_rejected_N: Tensor
+
+    def __post_init__(self) -> None:
+        _check("ref_chosen_N", self.ref_chosen_N, (len(self),))
+        _check("ref_rejected_N", self.ref_rejected_N, (len(self),))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def slots(self) -> int:
+        return self.pairs.slots
+
+
+@dataclass(frozen=True, slots=True)
+class CoupledPairs(Batch):
+    """Preference pairs, and what their loss reads of the whole minibatch, without gradient."""
+
+    pairs: PairBatch | ReferredPairs
+    level_N: Tensor
+    """What rewards are measured against, the same for every pair."""
+    chosen_facing_N: Tensor
+    """What the chosen response is set against: a value of the same rank in the minibatch."""
+    rejected_facing_N: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("level_N", "chosen_facing_N", "rejected_facing_N"):
+            _check(name, getattr(self, name), (len(self),))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def slots(self) -> int:
+        return self.pairs.slots
 
 
 @dataclass(frozen=True, slots=True)

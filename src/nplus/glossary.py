@@ -59,7 +59,8 @@ METRICS = (
         ("pretrain", "sft", "dpo", "reward"),
         "nats",
         "The loss of the step's batch before the step: per token in pretraining and SFT (C2), per "
-        "pair for the reward model (D3) and DPO (D9).",
+        "pair for the reward model (D3) and DPO (D9); of DPO without `loss/nll` and "
+        "`loss/optimism`.",
     ),
     Metric(
         "grad_norm",
@@ -92,11 +93,34 @@ METRICS = (
         "Pairs whose chosen response has strictly the higher implicit reward; 0 at the start, "
         "where all tie.",
     ),
-    _dpo("rewards/chosen", "score", "Mean of `beta * (log p - log p_ref)` of chosen responses."),
+    _dpo(
+        "rewards/chosen",
+        "score",
+        "Mean of `beta * (log p - log p_ref)` of chosen responses; of a loss without a reference "
+        "`beta * log p`, with `simpo` and `orpo` averaged over a response's tokens.",
+    ),
     _dpo("rewards/rejected", "score", "The same of rejected responses."),
     _dpo("rewards/margins", "score", "Mean implicit reward of the chosen response less the other."),
     _dpo("logps/chosen", "nats", "Mean log-probability of chosen responses, EOS included."),
     _dpo("logps/rejected", "nats", "The same of rejected responses."),
+    _dpo(
+        "rewards/level",
+        "score",
+        "What implicit rewards are measured against: with `bco_pair` the mean of all so far, with "
+        "`kto` beta times the KL of mismatched pairs, at least 0.",
+    ),
+    _dpo(
+        "loss/nll",
+        "nats",
+        "Negative log-likelihood of chosen responses, averaged as `dpo.rpo_nll` says, before its "
+        "weight; where it has one.",
+    ),
+    _dpo(
+        "loss/optimism",
+        "nats",
+        "Mean log-probability of the designated responses, before `dpo.xpo_alpha`; where that is "
+        "set.",
+    ),
     _ppo("episode", "episodes", "Responses sampled so far.", "G1"),
     _ppo(
         "objective/kl",

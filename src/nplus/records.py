@@ -88,6 +88,9 @@ class Comparison:
     batch: str = ""
     split: str = "train"
     confidence: int | None = None
+    margin: float | None = None
+    """How much better the preferred response is, where something tells: its score less the
+    other's."""
 
     @property
     def chosen(self) -> str:
@@ -278,6 +281,7 @@ _KINDS: Mapping[str, Callable[[object], bool]] = {
     "int | None": lambda value: value is None or _whole(value),
     # NaN is written as NaN and null as null: a score may be missing
     "float": lambda value: value is None or _whole(value) or isinstance(value, float),
+    "float | None": lambda value: value is None or _whole(value) or isinstance(value, float),
     "bool": lambda value: isinstance(value, bool),
     "tuple[str, str]": _two_texts,
     "tuple[str, ...]": lambda value: isinstance(value, tuple),

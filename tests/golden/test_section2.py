@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from nplus.ops.kl import KL_ESTIMATORS, kl_per_token
-from nplus.ops.losses import PolicyLoss, ValueLoss, dpo, ppo_policy_loss, ppo_value_loss
+from nplus.ops.losses import PolicyLoss, ValueLoss, ppo_policy_loss, ppo_value_loss
 from nplus.ops.masking import masked_mean, masked_moments, masked_sum, masked_var, whiten
+from nplus.ops.preference import hinge_loss, ipo_loss, sigmoid_loss
 from nplus.ops.responses import (
     contains_eos,
     last_index_B,
@@ -217,23 +218,20 @@ def test_truncation_literals():
 @pytest.mark.detail("D9")
 def test_dpo_literals():
     # Detail D9.
-    arguments = [table(x).squeeze() for x in (-20.0, -22.0, -25.0, -24.0)]
-    near(dpo(*arguments, beta=0.05).loss_N, 0.620957)
-    near(dpo(*arguments, beta=0.05, kind="ipo").loss_N, 49.0)
-    same = dpo(arguments[0], arguments[1], arguments[0], arguments[1], beta=0.05)
-    near(same.loss_N, math.log(2), atol=1e-12)
-    assert not same.correct_N
+    log_ratio = table((-20.0 + 25.0) - (-22.0 + 24.0)).squeeze()
+    near(sigmoid_loss(log_ratio, beta=0.05), 0.620957)
+    near(ipo_loss(log_ratio, beta=0.05), 49.0)
+    near(sigmoid_loss(table(0.0).squeeze(), beta=0.05), math.log(2), atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"),
-    [("sigmoid", [0.693147, 0.313262, 0.126928]), ("hinge", [1.0, 0.0, 0.0])],
+    ("loss", "expected"),
+    [(sigmoid_loss, [0.693147, 0.313262, 0.126928]), (hinge_loss, [1.0, 0.0, 0.0])],
 )
-def test_pair_losses_of_other_code(kind, expected):
+def test_pair_losses_of_other_code(loss, expected):
     chosen, rejected = table([-0.5, -10, -1])[0], table([-0.1, -30, -21])[0]
     ref_chosen, ref_rejected = table([-0.5, -10.1, -0.1])[0], table([-0.1, -20.1, -0.1])[0]
-    result = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=0.1, kind=kind)
-    near(result.loss_N, expected)
+    near(loss((chosen - ref_chosen) - (rejected - ref_rejected), beta=0.1), expected)
 
 
 def test_returns_of_other_code():

@@ -5,6 +5,8 @@ computes in float32 whatever the model's type, for SFT and DPO; the DPO trainer 
 does not, so DPO is compared with both.
 """
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -125,13 +127,11 @@ class Keeping(Optimizer):
         super().step()
 
 
-def step(module, micros, algorithm, objective):
+def step(module, micros, counts, objective):
     """The product's update; its metrics, and the gradient by name."""
     named = list(module.named_parameters())
     optimizer = Keeping(named, OptimConfig())
-    metrics = update(
-        micros, counts=algorithm.counts, objectives=[objective], optimizers=[optimizer]
-    )
+    metrics = update(micros, counts=counts, objectives=[objective], optimizers=[optimizer])
     names = [name for name, _ in named]
     return metrics, dict(zip(names, optimizer.gradients, strict=True))
 
@@ -187,7 +187,7 @@ def test_sft(case, peer, model_dirs, codec, load_policy, ledger):
     def objective(micro):
         return token_objective(policy, micro)
 
-    metrics, gradient = step(policy, micros, supervised, objective)
+    metrics, gradient = step(policy, micros, supervised.counts, objective)
     # Over accumulated micro-batches the peer's losses are parts of the mean over all tokens.
     theirs = sum(batch["loss"] for batch in batches(found))
     label = f"{case['name']} (float32 head there)"
@@ -237,7 +237,7 @@ def test_reward(case, peer, model_dirs, codec, ledger):
         center = case["args"].get("center_rewards_coefficient", 0.0)
         return reward.objective(pair_scores(model, micro), micro, center=center)
 
-    metrics, gradient = step(model, [micro], reward, objective)
+    metrics, gradient = step(model, [micro], reward.counts, objective)
     ledger.same(f"{case['name']}: loss", PEER, metrics["loss/train"].value, theirs["loss"])
     gradient = {name.removeprefix("network."): g for name, g in gradient.items()}
     same_gradient(ledger, case["name"], gradient, found)
@@ -292,7 +292,7 @@ class DPOSide:
                 ref_logprobs_2N = pair_logprobs(reference, micro)
             return preference.objective(pair_logprobs(policy, micro), ref_logprobs_2N, micro, cfg)
 
-        return step(policy, [micro], preference, objective)
+        return step(policy, [micro], partial(preference.counts, cfg=cfg), objective)
 
     def compare(self, case, **keys):
         """Loss and gradient; returns our metrics."""

@@ -90,6 +90,9 @@ class RewardConfig(Config):
     """The token whose output is the score (Detail D4); `before_eos` is a known mistake."""
     center_rewards_coefficient: float = Field(0.0, ge=0)
     """Weight of the squared sum of a pair's scores, which keeps them around 0 (Detail D3; TRL)."""
+    margin: Literal["none", "data"] = "none"
+    """`data`: the comparison's margin is taken from the scores' difference before the loss, which
+    has to be larger then (Llama 2, equation 2)."""
     layout: Literal["separate", "shared"] = "separate"
     """`separate`: two sequences a pair, pairs in random order, as in the paper. `shared`: the pairs
     of a query stand side by side and read it once; the same scores for less work."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from nplus.batches import PairBatch, PromptBatch, SharedPairBatch, TokenBatch
+from nplus.batches import PairBatch, PromptBatch, ReferredPairs, SharedPairBatch, TokenBatch
 from nplus.data.tokens import Codec
 from nplus.records import Comparison, Demonstration, InputError
 
@@ -38,6 +39,10 @@ class PairRow(NamedTuple):
     chosen: list[int]
     rejected: list[int]
     margin: float = 0.0
+    designated: tuple[bool, bool] = (False, False)
+    """Whether XPO's optimism is on the chosen, on the rejected response."""
+    ref_logprobs: tuple[float, float] | None = None
+    """Of the chosen and the rejected under the reference, summed over tokens, where known."""
 
 
 def _pad(
@@ -116,14 +121,38 @@ def _response_mask(mask_BT: Tensor, query_lengths: Sequence[int]) -> Tensor:
     return mask_BT & (columns_T[None, :] >= starts_B[:, None])
 
 
-def pair_rows(codec: Codec, comparisons: Sequence[Comparison]) -> list[PairRow]:
-    """Ids of each comparison, the preferred response first."""
+def pair_rows(
+    codec: Codec, comparisons: Sequence[Comparison], designated: str | None = None
+) -> list[PairRow]:
+    """Ids of each comparison, the preferred response first, and its margin.
+
+    `designated` names the policy whose responses are `PairRow.designated`.
+    """
     queries = [c.query for c in comparisons] * 2
     rows = codec.encode_pairs(
         queries, [*(c.chosen for c in comparisons), *(c.rejected for c in comparisons)]
     )
     chosen, rejected = rows[: len(comparisons)], rows[len(comparisons) :]
-    return [PairRow(*row, other) for row, (_, other) in zip(chosen, rejected, strict=True)]
+    return [
+        PairRow(*row, other, margin=c.margin or 0.0, designated=_of_policy(c, designated))
+        for c, row, (_, other) in zip(comparisons, chosen, rejected, strict=True)
+    ]
+
+
+def _of_policy(comparison: Comparison, policy: str | None) -> tuple[bool, bool]:
+    """Whether a policy wrote the chosen, the rejected response."""
+    first, second = (name == policy for name in comparison.policies)
+    return (second, first) if comparison.choice else (first, second)
+
+
+def require_margins(comparisons: Sequence[Comparison], key: str, mend: str) -> None:
+    """InputError unless every comparison has a finite margin; `key` is what asks for it."""
+    for c in comparisons:
+        if c.margin is None or not math.isfinite(c.margin):
+            raise InputError(
+                f"{key}: comparison {c.id!r} has margin {c.margin}; give each a finite margin, "
+                f"the preferred response's score less the other's, or {mend}"
+            )
 
 
 def pair_batch(rows: Sequence[PairRow], *, pad_id: int, multiple: int = 1) -> PairBatch:
@@ -146,7 +175,15 @@ def pair_batch(rows: Sequence[PairRow], *, pad_id: int, multiple: int = 1) -> Pa
         chosen_response_mask_NT=response_2NT[:n],
         rejected_response_mask_NT=response_2NT[n:],
         margin_N=torch.tensor([row.margin for row in rows], dtype=torch.float32),
+        designated_N2=torch.tensor([row.designated for row in rows], dtype=torch.bool).view(-1, 2),
     )
+
+
+def referred_pairs(rows: Sequence[PairRow], *, pad_id: int, multiple: int = 1) -> ReferredPairs:
+    """`pair_batch` of rows whose reference log-probs are known."""
+    known = torch.tensor([row.ref_logprobs for row in rows], dtype=torch.float64)
+    pairs = pair_batch(rows, pad_id=pad_id, multiple=multiple)
+    return ReferredPairs(pairs, known[:, 0].contiguous(), known[:, 1].contiguous())
 
 
 def shared_pair_batch(

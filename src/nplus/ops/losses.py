@@ -1,8 +1,7 @@
-"""Losses per token and per pair. Whoever calls them selects, sums and divides once (rule 6)."""
+"""Losses per token and of rewards. Whoever calls them selects, sums and divides once (rule 6)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -110,80 +109,6 @@ def bradley_terry(chosen_N: Tensor, rejected_N: Tensor, margin_N: Tensor | None 
     difference_N = chosen_N - rejected_N
     shifted_N = difference_N if margin_N is None else difference_N - margin_N
     return PairLoss(-F.logsigmoid(shifted_N), difference_N > 0, chosen_N, rejected_N)
-
-
-def sigmoid_loss(log_ratio_N: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """[N] `-log sigmoid(beta h)`; with label smoothing the conservative DPO mixture (Detail D9)."""
-    wanted_N = -F.logsigmoid(beta * log_ratio_N)
-    if label_smoothing == 0.0:
-        return wanted_N
-    flipped_N = -F.logsigmoid(-beta * log_ratio_N)
-    return (1.0 - label_smoothing) * wanted_N + label_smoothing * flipped_N
-
-
-def ipo_loss(log_ratio_N: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """[N] `(h - 1 / (2 beta))^2` with h summed over tokens (Detail D9; Azar et al. 2023)."""
-    _no_smoothing("ipo", label_smoothing)
-    return (log_ratio_N - 1.0 / (2.0 * beta)).square()
-
-
-def hinge_loss(log_ratio_N: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """[N] `max(0, 1 - beta h)` (SLiC; RSO, Liu et al. 2023)."""
-    _no_smoothing("hinge", label_smoothing)
-    return torch.relu(1.0 - beta * log_ratio_N)
-
-
-def robust_loss(log_ratio_N: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """[N] unbiased under labels flipped with probability e = `label_smoothing`:
-    `((1 - e) * -log sigmoid(beta h) - e * -log sigmoid(-beta h)) / (1 - 2 e)`.
-
-    Source: Chowdhury et al. 2024, equation 12. Raises ValueError unless e < 1/2.
-    """
-    if not label_smoothing < 0.5:
-        raise ValueError(f"label smoothing below 1/2, not {label_smoothing}")
-    wanted_N, flipped_N = -F.logsigmoid(beta * log_ratio_N), -F.logsigmoid(-beta * log_ratio_N)
-    mixed_N = (1.0 - label_smoothing) * wanted_N - label_smoothing * flipped_N
-    return mixed_N / (1.0 - 2.0 * label_smoothing)
-
-
-def _no_smoothing(kind: str, label_smoothing: float) -> None:
-    if label_smoothing != 0.0:
-        raise ValueError(f"label smoothing is defined for the sigmoid loss, not for {kind}")
-
-
-PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "sigmoid": sigmoid_loss,
-    "ipo": ipo_loss,
-    "hinge": hinge_loss,
-    "robust": robust_loss,
-}
-
-
-def dpo(
-    chosen_N: Tensor,
-    rejected_N: Tensor,
-    ref_chosen_N: Tensor,
-    ref_rejected_N: Tensor,
-    *,
-    beta: float,
-    kind: str = "sigmoid",
-    label_smoothing: float = 0.0,
-) -> PairLoss:
-    """Direct preference optimisation on log-probs summed over response tokens incl. EOS.
-
-    `h = (chosen - rejected) - (ref_chosen - ref_rejected)`; the implicit rewards are
-    `beta * (log p - log p_ref)`, without gradient. Detail D9: at equal policies the sigmoid loss is
-    ln 2 and, strictly compared, no pair is correct. Raises ValueError for an unknown kind.
-    Source: Rafailov et al. 2023, equation 7.
-    """
-    if kind not in PAIR_LOSSES:
-        raise ValueError(f"unknown pair loss {kind!r}; known: {sorted(PAIR_LOSSES)}")
-    gain_chosen_N, gain_rejected_N = chosen_N - ref_chosen_N, rejected_N - ref_rejected_N
-    loss_N = PAIR_LOSSES[kind](
-        gain_chosen_N - gain_rejected_N, beta=beta, label_smoothing=label_smoothing
-    )
-    rewards_N = beta * gain_chosen_N.detach(), beta * gain_rejected_N.detach()
-    return PairLoss(loss_N, rewards_N[0] > rewards_N[1], *rewards_N)
 
 
 def target_mask(mask_BT: Tensor, loss_mask_BT: Tensor) -> Tensor:

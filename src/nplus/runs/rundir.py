@@ -118,6 +118,11 @@ class StageDir:
         return self.path / "margins.jsonl"
 
     @property
+    def ref_logprobs(self) -> Path:
+        """The reference's log-probs of the stage's pairs."""
+        return self.path / "ref_logprobs.safetensors"
+
+    @property
     def table(self) -> Path:
         return self.path / "table.jsonl"
 

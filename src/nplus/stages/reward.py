@@ -11,7 +11,14 @@ from torch import Tensor
 
 from nplus.algorithms import reward
 from nplus.batches import Objective, PairBatch, SharedPairBatch
-from nplus.data.collate import WIDTH_MULTIPLE, PairRow, pair_batch, pair_rows, shared_pair_batch
+from nplus.data.collate import (
+    WIDTH_MULTIPLE,
+    PairRow,
+    pair_batch,
+    pair_rows,
+    require_margins,
+    shared_pair_batch,
+)
 from nplus.data.comparisons import NEWS_SPLIT
 from nplus.evaluation.accuracy import accuracy_report, margin_records, share
 from nplus.models.scalar import ScalarModel
@@ -37,13 +44,16 @@ def _groups(rows: list[PairRow], layout: str) -> list[list[int]]:
     return list(found.values())
 
 
+def longest(row: PairRow) -> int:
+    """Tokens of the query with the longer response."""
+    return len(row.query) + max(len(row.chosen), len(row.rejected))
+
+
 def micro_batches(rows: list[PairRow], size: int, layout: str, pad_id: int) -> list[Pairs]:
     """Micro-batches of `size` pairs, those of like length together."""
     collate = pair_batch if layout == "separate" else shared_pair_batch
     if layout == "separate":
-        rows = sorted(
-            rows, key=lambda row: len(row.query) + max(len(row.chosen), len(row.rejected))
-        )
+        rows = sorted(rows, key=longest)
     else:  # The pairs of a query stay together.
         rows = sorted(rows, key=lambda row: (len(row.query), row.query))
     pieces = (rows[i : i + size] for i in range(0, len(rows), size))
@@ -150,6 +160,14 @@ def validation_reports(rows: list[Comparison], found: list[float]) -> dict[str, 
     }
 
 
+def margined_rows(comparisons: list[Comparison], ctx: Context) -> list[PairRow]:
+    """Ids of comparisons, with their margins where `reward.margin` wants them."""
+    if ctx.config.reward.margin == "data":
+        require_margins(comparisons, "reward.margin=data", "set reward.margin=none")
+        return pair_rows(ctx.codec, comparisons)
+    return [row._replace(margin=0.0) for row in pair_rows(ctx.codec, comparisons)]
+
+
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     """From the SFT policy (Detail D1) and the comparisons to `model/`, with accuracy by group."""
     comparisons = read_records(ctx.dirs["label"].comparisons, Comparison)
@@ -163,7 +181,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
         dropout=ctx.config.model.dropout,
     )
     results: dict[str, Any] = {
-        **train(model, pair_rows(ctx.codec, rows), where, ctx),
+        **train(model, margined_rows(rows, ctx), where, ctx),
         "pairs": len(rows),
     }
     model.eval()

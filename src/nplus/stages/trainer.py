@@ -37,6 +37,23 @@ class Sized(Protocol):
 Micro = TypeVar("Micro", bound=Sized)
 
 
+class FirstPass(Protocol[Row, Micro]):
+    """What a loss reads of its whole minibatch, computed before the step and without gradient."""
+
+    def before(self, rows: Sequence[Row], micros: list[Micro]) -> list[Micro]:
+        """The micro-batches of `rows`, each with what its loss reads of all of them. Every process
+        calls it with the whole minibatch and finds the same."""
+        ...
+
+    def after(self) -> None:
+        """The step was taken: keep what lasts beyond it."""
+        ...
+
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        """What lasts, by the names that checkpoints have for it."""
+        ...
+
+
 @dataclass(slots=True)
 class Trainer(Generic[Row, Micro]):
     """A model, its optimiser and the rows: one `step` per `batch.batch_size` rows.
@@ -62,6 +79,8 @@ class Trainer(Generic[Row, Micro]):
     """`order(start, count)`: which rows come next; None reshuffles them every epoch."""
     part: str = "model"
     """What checkpoints call the model."""
+    first_pass: FirstPass[Row, Micro] | None = None
+    """For a loss that is coupled across its minibatch."""
     total: int = field(init=False)
     optimizer: Optimizer = field(init=False)
     parameters: int = field(init=False)
@@ -86,14 +105,16 @@ class Trainer(Generic[Row, Micro]):
             index = take(self.ctx.seed, self.name, len(self.rows), start, size)
         else:
             index = self.order(start, size)
-        micros, shared = self._micros([self.rows[i] for i in index])
+        rows = [self.rows[i] for i in index]
+        micros, shared = self._micros(rows)
+        told = micros if self.first_pass is None else self.first_pass.before(rows, micros)
         factor = schedule(
             self.optim.lr_scheduler_type, number, self.total, warmup=self.optim.warmup(self.total)
         )
         lr = self.optimizer.set_factor(factor)
         try:
             metrics = update(
-                micros,
+                told,
                 counts=self.counts,
                 objectives=[self._on_device],
                 optimizers=[self.optimizer],
@@ -105,6 +126,8 @@ class Trainer(Generic[Row, Micro]):
                 raise
             keeper.skip(number, error, micros)
             return None
+        if self.first_pass is not None:
+            self.first_pass.after()
         return {**values(metrics), "lr": lr, **self.timing(micros, time.monotonic() - began)}
 
     def _on_device(self, micro: Micro) -> Objective:
@@ -141,7 +164,10 @@ class Trainer(Generic[Row, Micro]):
             return self._run(where, save_steps, shown)
 
     def _run(self, where: StageDir, save_steps: int, shown: Mapping[str, str]) -> dict[str, float]:
-        modules, optimizers = {self.part: self.model}, {self.part: self.optimizer}
+        modules: dict[str, torch.nn.Module] = {self.part: self.model}
+        if self.first_pass is not None:
+            modules |= self.first_pass.modules()
+        optimizers = {self.part: self.optimizer}
         keeper = Keeper(where, self.ctx, modules, optimizers, save_steps, self.optim.max_skips)
         first = keeper.begin()
         bar = self.ctx.progress(self.name, self.total - first)

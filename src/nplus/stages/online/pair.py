@@ -110,6 +110,7 @@ def comparison(row: LedgerRow) -> Comparison:
         policies=(row.policies[row.chosen], row.policies[row.rejected]),
         choice=0,
         batch=f"round{row.round}",
+        margin=row.margin,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from nplus.data.collate import pair_rows
 from nplus.records import Comparison, read_records
 from nplus.runs import StageDir
 from nplus.stages import dpo
@@ -34,10 +33,11 @@ def run(where: StageDir, ctx: Context, round: int) -> dict[str, Any]:
     """Writes `model/`, the policy after this round."""
     cfg = settings(ctx)
     policy = ctx.policy(policy_stage(begins_at(cfg, round)))
-    reference = ctx.policy(policy_stage(refers_to(cfg, round))).eval().requires_grad_(False)
+    reference = None
+    if cfg.train.has_reference:
+        reference = ctx.policy(policy_stage(refers_to(cfg, round))).eval().requires_grad_(False)
     pairs = pairs_of(ctx, round)[: cfg.train.max_rows]
-    rows = pair_rows(ctx.codec, pairs)
-    name = f"round{round}"
-    results = dpo.train(policy, reference, rows, where, ctx, cfg.train, name=name)
+    rows = dpo.rows_of(pairs, ctx, cfg.train, "online.train")
+    results = dpo.train(policy, reference, rows, where, ctx, cfg.train, name=f"round{round}")
     ctx.keep(policy, where.model)
     return {**results, "pairs": len(rows)}
