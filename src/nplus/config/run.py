@@ -137,6 +137,10 @@ class RunConfig(Config):
                 f"until={self.until}: not a stage of this run; name one of "
                 f"{', '.join(self.stage_names())}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
         lengths = {"evaluate.response_length": self.evaluate.response_length}
         for name in ONLINE:
             if (stage := getattr(self, name)) is not None:

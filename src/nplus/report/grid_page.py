@@ -100,7 +100,8 @@ def _ablation_notes(data: Mapping[str, Any]) -> list[str]:
         f"seeds on these {posts:,} posts. Win rate: {system_name(data['policy'])} against the "
         "references, ties half, at the first temperature of `evaluate.temperatures`. KL, length "
         "through EOS and EOS rate: the trained policy on the same posts at the last temperature, "
-        "without dropout and with both policies at that temperature, whatever a condition trains with.",
+        "without dropout and with both policies at that temperature, whatever a condition trains "
+        "with.",
         chance if bounded else alone,
         "The bootstrap of the win rate draws seeds and posts anew, so it speaks of other posts "
         "too; with fewer than about ten seeds it is too narrow.",
