@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from nplus.algorithms.pairing import PAIRINGS, Candidates, penalised, pick
+from nplus.algorithms.pairing import (
+    PAIRINGS,
+    Candidates,
+    knock_out,
+    oriented,
+    penalised,
+    pick,
+)
 
 TEXTS = ("a", "b", "c", "d")
 
@@ -115,3 +122,42 @@ def test_nan_is_left_out_wherever_it_stands():
 def test_unknown_pairing():
     with pytest.raises(ValueError, match="best_worst"):
         pick(candidates([1.0, 2.0, 3.0, 4.0]), TEXTS, "max_min")
+
+
+# --- knock-out ------------------------------------------------------------------------------------
+
+
+def by_strength(strength):
+    """A comparator that prefers the stronger response of a prompt, and counts its matches."""
+    asked = []
+
+    def prefers(matches):
+        asked.extend(matches)
+        return [
+            0.5 + 0.1 * ((strength[at][i] > strength[at][j]) - (strength[at][i] < strength[at][j]))
+            for at, i, j in matches
+        ]
+
+    return prefers, asked
+
+
+def test_knock_out_finds_best_and_worst_in_n_less_one_matches():
+    strength = [[3, 1, 4, 1.5], [9, 2], [5]]
+    prefers, asked = by_strength(strength)
+    field = [range(4), range(2), range(1)]
+    assert knock_out(field, prefers, best=True) == [2, 0, 0]
+    assert len(asked) == 3 + 1
+    assert knock_out(field[:2], prefers, best=False) == [1, 1]
+
+
+def test_an_even_match_keeps_the_holder():
+    prefers, _ = by_strength([[1, 1, 1]])
+    assert knock_out([range(3)], prefers, best=True) == [0]
+    assert knock_out([range(3)], prefers, best=False) == [0]
+
+
+def test_a_pair_is_turned_by_its_own_match():
+    found = oriented(0, 1, -0.4, ("a", "b"))
+    assert (found.chosen, found.rejected, found.margin, found.reason) == (1, 0, 0.4, "")
+    assert oriented(0, 1, 0.0, ("a", "b")).reason == "tie"
+    assert oriented(0, 1, math.nan, ("a", "b")).reason == "nan"

@@ -148,9 +148,18 @@ def pick(of: Candidates, texts: Sequence[str], pairing: str, *, min_margin: floa
         return Pair(0, 1, math.nan, "nan")
     one, other = PAIRINGS[pairing](of)
     scores = of.scores_G.tolist()
-    if scores[other] > scores[one]:
-        one, other = other, one
-    margin = scores[one] - scores[other]
+    return oriented(one, other, scores[one] - scores[other], texts, min_margin=min_margin)
+
+
+def oriented(
+    one: int, other: int, margin: float, texts: Sequence[str], *, min_margin: float = 0.0
+) -> Pair:
+    """The pair of two responses, `one` better by `margin`: the better first, and the reason where
+    it is left out."""
+    if math.isnan(margin):
+        return Pair(0, 1, math.nan, "nan")
+    if margin < 0:
+        one, other, margin = other, one, -margin
     if texts[one] == texts[other]:
         reason = "duplicate"
     elif margin == 0:
@@ -158,3 +167,29 @@ def pick(of: Candidates, texts: Sequence[str], pairing: str, *, min_margin: floa
     else:
         reason = "margin" if margin < min_margin else ""
     return Pair(one, other, margin, reason)
+
+
+Matches = Sequence[tuple[int, int, int]]
+"""`(prompt, one response, another)` each."""
+
+
+def knock_out(
+    field: Sequence[Sequence[int]], prefers: Callable[[Matches], Sequence[float]], *, best: bool
+) -> list[int]:
+    """The best (or worst) response of every prompt by a comparator: the winner so far meets the
+    next, `n - 1` matches a prompt (arXiv 2405.07863, section 4.2); an even match changes nothing.
+
+    `field` has the responses of each prompt that take part; `prefers` gives p(the first of a match
+    is better).
+    """
+    holders = [row[0] for row in field]
+    for turn in range(1, max(map(len, field), default=0)):
+        matches = [
+            (prompt, holders[prompt], row[turn])
+            for prompt, row in enumerate(field)
+            if turn < len(row)
+        ]
+        for (prompt, _, rival), p in zip(matches, prefers(matches), strict=True):
+            if (p < 0.5) if best else (p > 0.5):
+                holders[prompt] = rival
+    return holders

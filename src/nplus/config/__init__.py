@@ -10,6 +10,7 @@ from nplus.config.model import ComputeConfig, ModelConfig
 from nplus.config.online import OnlineConfig
 from nplus.config.optim import BatchConfig, OptimConfig
 from nplus.config.ppo import PPOConfig
+from nplus.config.preference import PreferenceConfig
 from nplus.config.reinforce import ReinforceConfig
 from nplus.config.run import RunConfig
 from nplus.config.sampling import SamplingConfig
@@ -38,6 +39,7 @@ __all__ = [
     "OnlineConfig",
     "OptimConfig",
     "PPOConfig",
+    "PreferenceConfig",
     "PretrainConfig",
     "ReinforceConfig",
     "RewardConfig",

@@ -76,6 +76,7 @@ Pairing = Literal[
     "thompson",
     "bai",
     "uncertain",
+    "knockout",
 ]
 
 
@@ -111,7 +112,8 @@ class OnlineConfig(Config):
     best, or against another at random; the first two drawn; the best of the first source against
     the best of the second (`across`); of an ensemble, the favourites of two members (`thompson`),
     a member's favourite against the response whose advantage over it the members disagree on most
-    (`bai`), or the two that they disagree on most (`uncertain`)."""
+    (`bai`), or the two that they disagree on most (`uncertain`); `knockout`: the pairwise model of
+    `preference` finds best and worst, match by match."""
     min_margin: float = Field(0.0, ge=0)
     """Pairs whose penalised scores differ by less are left out; equal ones always are."""
     reference: Literal["sft", "previous"] = "sft"

@@ -15,6 +15,7 @@ from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
 from nplus.config.online import OnlineConfig
 from nplus.config.ppo import PPOConfig
+from nplus.config.preference import PreferenceConfig
 from nplus.config.reinforce import ReinforceConfig
 from nplus.config.stages import (
     EvaluateConfig,
@@ -46,6 +47,7 @@ class RunConfig(Config):
     sample: SampleConfig | None = None
     label: LabelConfig = LabelConfig()
     reward: RewardConfig = RewardConfig()
+    preference: PreferenceConfig | None = None
     ppo: PPOConfig | None = PPOConfig()
     reinforce: ReinforceConfig | None = None
     dpo: DPOConfig | None = None
@@ -60,9 +62,9 @@ class RunConfig(Config):
         """The stages this run has, in order."""
         rounds = tuple(step.name for step in self.online.steps()) if self.online else ()
         # A stage stands before what it does not need, so that a run can end there.
-        first = ("data", "pretrain", "sft", "sample", "label", "dpo")
+        first = ("data", "pretrain", "sft", "sample", "label", "dpo", "preference")
         names = (*first, *reward_stages(self.reward), *rounds, "online", *ONLINE, "evaluate")
-        optional = ("pretrain", "sample", "dpo", "online", *ONLINE)
+        optional = ("pretrain", "sample", "dpo", "preference", "online", *ONLINE)
         absent = {name for name in optional if getattr(self, name) is None}
         there = tuple(name for name in names if name not in absent)
         return there[: there.index(self.until) + 1] if self.until in there else there
@@ -74,6 +76,12 @@ class RunConfig(Config):
             raise ValueError(
                 f"online.scorer=ensemble with reward.members={self.reward.members}: an ensemble "
                 "has at least two reward models; set reward.members=3"
+            )
+        knockout = self.online is not None and self.online.pairing == "knockout"
+        if knockout and self.preference is None:
+            raise ValueError(
+                "online.pairing=knockout without preference: there is no pairwise model to ask; "
+                "set preference={}, or another online.pairing"
             )
         return self
 

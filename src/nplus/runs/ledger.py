@@ -53,13 +53,16 @@ class LedgerRow:
     reference_hash: str
     """Hash of the weights of the policy that the loss refers to."""
     pairing: str
+    comparator_hash: str
+    """Hash of the weights of the pairwise model that was asked; empty where scores decided."""
     length_penalty: float
     length_unit: str
     chosen: int
     """Index of the preferred response of the pair."""
     rejected: int
     margin: float
-    """Penalised score of the chosen response less that of the other."""
+    """Penalised score of the chosen response less that of the other; of a pairwise model, p(chosen
+    is better) less p(the other is)."""
     reason: str
     """Why the pair is left out; empty for one that is kept."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nplus.algorithms.pairing import Candidates, penalised, pick
+from nplus.algorithms.pairing import Candidates, oriented, penalised, pick
 from nplus.config.online import OnlineConfig
 from nplus.records import Comparison, InputError, write_records
 from nplus.runs import StageDir
@@ -67,7 +67,11 @@ def ledger_row(
     one, other = uniforms(seed, f"round {round} pair", found["id"], n=2).tolist()
     candidates = Candidates(less_MG, tuple(found["sources"]), (one, other), cfg.aggregate)
     raw = Candidates(members_MG, candidates.sources_G, candidates.draws, cfg.aggregate)
-    pair = pick(candidates, texts, cfg.pairing, min_margin=cfg.min_margin)
+    if cfg.pairing == "knockout":
+        best, worst, p = found["knockout"]
+        pair = oriented(best, worst, 2.0 * p - 1.0, texts, min_margin=cfg.min_margin)
+    else:
+        pair = pick(candidates, texts, cfg.pairing, min_margin=cfg.min_margin)
     return LedgerRow(
         round=round,
         prompt=found["id"],
@@ -88,6 +92,7 @@ def ledger_row(
         penalised_order=_order(candidates),
         reference_hash=reference,
         pairing=cfg.pairing,
+        comparator_hash=found.get("comparator_hash", ""),
         length_penalty=cfg.length_penalty,
         length_unit=cfg.length_unit,
         chosen=pair.chosen,

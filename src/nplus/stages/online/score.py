@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from nplus.algorithms.pairing import Matches, knock_out
 from nplus.config.run import reward_stages
 from nplus.records import InputError, Sample, Scorer
 from nplus.runs import StageDir
 from nplus.runs.pieces import Pieces, read_pieces
 from nplus.stages.context import Context
 from nplus.stages.online.common import settings, weights_hash
+from nplus.stages.preference import PairwiseModel
 from nplus.stages.scorers import RewardScorer
+
+Row = dict[str, Any]
+"""What is known of a prompt's responses."""
 
 
 def scorers_of(ctx: Context) -> dict[str, Scorer]:
@@ -31,21 +37,57 @@ def scorers_of(ctx: Context) -> dict[str, Scorer]:
     return found
 
 
+def judge_of(ctx: Context) -> Callable[[list[Row]], list[Row]] | None:
+    """What a pairwise model adds to the rows of a piece; None where none is asked."""
+    cfg = settings(ctx)
+    if cfg.pairing != "knockout":
+        return None
+    where = ctx.dirs["preference"]
+    judge = PairwiseModel(
+        ctx.policy("preference").eval(), ctx.codec, size=max(1, cfg.micro_batch_size // 2)
+    )
+    mark = weights_hash(where)
+    return lambda piece: _knocked_out(piece, judge, mark)
+
+
+def _knocked_out(piece: list[Row], judge: PairwiseModel, mark: str) -> list[Row]:
+    """Best and worst response of each prompt, and p(the best is better) in their own match."""
+
+    def prefers(matches: Matches) -> list[float]:
+        texts = [row["responses"] for row in piece]
+        return judge.preferences(
+            [(piece[at]["query"], (texts[at][one], texts[at][other])) for at, one, other in matches]
+        )
+
+    field = [range(len(row["responses"])) for row in piece]
+    best = knock_out(field, prefers, best=True)
+    others = [[i for i in row if i != winner] for row, winner in zip(field, best, strict=True)]
+    worst = knock_out(others, prefers, best=False)
+    finals = prefers([(at, *pair) for at, pair in enumerate(zip(best, worst, strict=True))])
+    return [
+        {"comparator_hash": mark, "knockout": list(found)}
+        for found in zip(best, worst, finals, strict=True)
+    ]
+
+
 def run(where: StageDir, ctx: Context, drawn: StageDir) -> dict[str, Any]:
     """Writes `scores.jsonl`: for each prompt, a list of scores for each member."""
-    cfg, scorers = settings(ctx), scorers_of(ctx)
+    cfg, scorers, judge = settings(ctx), scorers_of(ctx), judge_of(ctx)
     rows = read_pieces(drawn.responses)
     pieces = [rows[start : start + cfg.piece] for start in range(0, len(rows), cfg.piece)]
     file = Pieces(where.scores, [[row["id"] for row in piece] for piece in pieces])
     done = file.begin()
     with ctx.progress(where.path.name[:12], len(pieces) - done, "piece") as ticker:
         for piece in pieces[done:]:
-            file.add(_scored(piece, scorers))
+            found = _scored(piece, scorers)
+            if judge is not None:
+                found = [row | more for row, more in zip(found, judge(piece), strict=True)]
+            file.add(found)
             ticker.tick()
     return {"prompts": len(rows), "members": len(scorers)}
 
 
-def _scored(piece: list[dict[str, Any]], scorers: dict[str, Scorer]) -> list[dict[str, Any]]:
+def _scored(piece: list[Row], scorers: dict[str, Scorer]) -> list[Row]:
     samples = [Sample(row["id"], row["query"], text) for row in piece for text in row["responses"]]
     members = [scorer.score(samples) for scorer in scorers.values()]
     found, at = [], 0

@@ -42,7 +42,11 @@ not done again."""
 def settings_of(step: Step, config: RunConfig) -> dict[str, Any]:
     """What a step's key covers of the configuration, beside what all stages share."""
     assert config.online is not None
-    parts = {"online": config.online.model_dump(mode="json", include=set(SETTINGS[step.kind]))}
+    parts: dict[str, Any] = {
+        "online": config.online.model_dump(mode="json", include=set(SETTINGS[step.kind]))
+    }
+    if step.kind == "score":
+        parts["knockout"] = config.online.pairing == "knockout"
     if step.kind == "validate":
         whole = config.evaluate.model_dump(mode="json")
         names = ("temperatures", "response_length", "micro_batch_size", "use_stemmer")
@@ -75,9 +79,11 @@ def inputs_of(step: Step, config: RunConfig) -> tuple[str, ...]:
 
 
 def scoring_stages(config: RunConfig) -> tuple[str, ...]:
-    """The stages whose reward models score the loop's responses."""
-    ensemble = config.online is not None and config.online.scorer == "ensemble"
-    return reward_stages(config.reward) if ensemble else ("reward",)
+    """The stages whose models judge the loop's responses."""
+    assert config.online is not None
+    asked = ("preference",) if config.online.pairing == "knockout" else ()
+    ensemble = config.online.scorer == "ensemble"
+    return (*(reward_stages(config.reward) if ensemble else ("reward",)), *asked)
 
 
 def chooses_from(config: RunConfig) -> tuple[str, ...]:

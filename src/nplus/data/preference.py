@@ -1,0 +1,82 @@
+"""Two responses in one prompt, and the letter of the better one (arXiv 2405.07863, section 2.2).
+
+The prompt ends where the letter begins, in training and in reading alike: no header comes between
+that one of them would know and the other not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from nplus.data.tokens import Codec
+from nplus.records import Comparison, InputError
+from nplus.seeding import uniforms
+
+BEFORE = ("\n\n### Response A\n", "\n\n### Response B\n", "\n\n### Better response\n")
+"""What stands before each response, and before the letter."""
+LETTERS = ("A", "B")
+
+
+class LetterRow(NamedTuple):
+    """Ids of a prompt with two responses, and of the letter of the better one."""
+
+    prompt: list[int]
+    letter: list[int]
+
+
+def letter_ids(codec: Codec) -> tuple[int, int]:
+    """The ids of `A` and `B`. InputError where a letter is no token of its own."""
+    found = [codec.encode(letter) for letter in LETTERS]
+    if any(len(ids) != 1 for ids in found) or found[0] == found[1]:
+        raise InputError(
+            f"this tokenizer writes A as {len(found[0])} and B as {len(found[1])} tokens, so no "
+            "single token names the better response; leave `preference` out (preference=null)"
+        )
+    return found[0][0], found[1][0]
+
+
+def pair_prompts(
+    codec: Codec, queries: Sequence[str], pairs: Sequence[tuple[str, str]]
+) -> list[list[int]]:
+    """Ids of each query with two responses, the first as A. Parts are joined by ids, so that a
+    text that holds a marker of the template stays text."""
+    head, second, ask = (codec.encode(part) for part in BEFORE)
+    asked = codec.encode_queries(queries)
+    texts = codec.encode_batch([text.strip() for pair in pairs for text in pair])
+    return [
+        [*query, *head, *texts[2 * i], *second, *texts[2 * i + 1], *ask]
+        for i, query in enumerate(asked)
+    ]
+
+
+def chosen_first(seed: int, comparison: Comparison, number: int) -> bool:
+    """Whether the preferred response stands as A: a coin named by the comparison and its place."""
+    return bool(uniforms(seed, "preference side", comparison.id, number, n=1)[0] < 0.5)
+
+
+def letter_rows(codec: Codec, comparisons: Sequence[Comparison], seed: int) -> list[LetterRow]:
+    """Training rows, each comparison once, on a side of its own."""
+    letters = letter_ids(codec)
+    first = [chosen_first(seed, row, number) for number, row in enumerate(comparisons)]
+    pairs = [
+        (row.chosen, row.rejected) if a else (row.rejected, row.chosen)
+        for row, a in zip(comparisons, first, strict=True)
+    ]
+    prompts = pair_prompts(codec, [row.query for row in comparisons], pairs)
+    return [
+        LetterRow(prompt, [letters[0 if a else 1]])
+        for prompt, a in zip(prompts, first, strict=True)
+    ]
+
+
+def require_room(rows: Sequence[Sequence[int]], ids: Sequence[str], most: int | None) -> None:
+    """InputError for a prompt that is longer than the model's positions."""
+    if most is None:
+        return
+    for row, name in zip(rows, ids, strict=True):
+        if len(row) + 1 > most:
+            raise InputError(
+                f"comparison {name!r}: query and two responses are {len(row)} tokens, the model "
+                f"takes {most - 1}; lower data.max_query_tokens or data.max_response_tokens"
+            )
