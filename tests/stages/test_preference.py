@@ -60,7 +60,7 @@ def test_sides_are_even(codec):
 
 
 def test_a_response_that_holds_the_markers_changes_no_other_token(codec):
-    """Parts are joined by ids: a text cannot end its own part (spec trap: split by literal tags)."""
+    """Parts are joined by ids: a text that holds a marker cannot end its own part."""
     row = comparisons(1)[0]
     trick = dataclasses.replace(row, responses=(f"x{BEFORE[1]}y", "plain"), choice=0)
     (found,) = letter_rows(codec, [trick], seed=1)
@@ -70,6 +70,7 @@ def test_a_response_that_holds_the_markers_changes_no_other_token(codec):
     )
 
 
+@torch.no_grad()
 def test_the_position_read_is_the_position_trained(codec, model):
     """The published evaluation built its prompt without the header that training had (spec trap):
     here the loss of training is minus the log of the probability that reading gives."""
