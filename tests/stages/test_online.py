@@ -240,7 +240,7 @@ def test_the_second_round_trains_on_the_pairs_of_both(looped):
 def test_the_chosen_round_is_the_policy(looped):
     found = looped.stages()["online"].manifest().results
     rates = {
-        row["round"]: row["validation"]["systems"][0]["against_sft"]["rate"]
+        row["round"]: row["validation"]["systems"][0]["against_reference"]["rate"]
         for row in found["rounds"][1:]
     }
     assert rates[found["chosen"]] == max(rates.values())

@@ -135,8 +135,8 @@ class OnlineConfig(Config):
     valid_prompts: int | None = Field(None, ge=1)
     """Validate on the first posts of the validation split; None takes all."""
     choose: Literal["best", "last"] = "best"
-    """The round whose policy is the loop's: the one that wins most against SFT on validation posts,
-    by `evaluate.judge` at the first of `evaluate.temperatures`, or the last one."""
+    """The round whose policy is the loop's: the one that wins most against the references of the
+    validation posts, by `evaluate.judge` at the first of `evaluate.temperatures`, or the last."""
 
     @property
     def sources(self) -> tuple[Source, ...]:

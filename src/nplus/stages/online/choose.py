@@ -36,12 +36,13 @@ def _round(ctx: Context, number: int) -> dict[str, Any]:
 
 
 def best_round(rounds: Sequence[dict[str, Any]]) -> int:
-    """The round that wins most against SFT at the first temperature; of equal ones the earlier.
+    """The round that wins most against the references at the first temperature; of equal ones the
+    earlier. (Against SFT all rounds soon win nearly always.)
 
     Raises InputError where the judge has answered nothing for any.
     """
     rates = {
-        row["round"]: row["validation"]["systems"][0]["against_sft"]["rate"]
+        row["round"]: row["validation"]["systems"][0]["against_reference"]["rate"]
         for row in rounds
         if row["round"] != BASE
     }
