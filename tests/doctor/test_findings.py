@@ -63,7 +63,7 @@ def test_a_finding_crosses_a_journal(tmp_path):
     assert read.numbers["kl"] == -1.0
     assert math.isnan(read.numbers["stderr"])
     assert "null" in json.dumps(first.row())
-    where.rewind_journal(10)  # a resumed stage finds it again
+    where.log.rewind(10)  # a resumed stage finds it again
     assert list(read_findings(where.journal_path, "ppo")) == []
 
 

@@ -29,7 +29,7 @@ def test_rewinding_drops_what_a_resume_will_write_again(stage):
     stage.event("started")
     for step in range(1, 6):
         stage.journal(step, {"loss": 0.0})
-    stage.rewind_journal(3)
+    stage.log.rewind(3)
     stage.event("resumed")
     stage.journal(4, {"loss": 0.0})
     assert steps(stage) == [1, 2, 3, 4]
@@ -44,14 +44,14 @@ def test_a_line_torn_by_a_kill_takes_nothing_with_it(stage):
     stage.event("started")
     stage.journal(2, {"loss": 0.0})
     assert steps(stage) == [1, 2]
-    stage.rewind_journal(2)
+    stage.log.rewind(2)
     assert steps(stage) == [1, 2]
     assert "started" in stage.journal_path.read_text(encoding="utf-8")
     assert '"metr{' not in stage.journal_path.read_text(encoding="utf-8")
 
 
 def test_an_empty_journal(stage):
-    stage.rewind_journal(0)
+    stage.log.rewind(0)
     assert steps(stage) == []
 
 

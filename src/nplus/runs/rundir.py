@@ -15,9 +15,7 @@ runs/<name>/against-<key8>/          completions from elsewhere, set against the
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -27,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from nplus.records import InputError, parse_lines, read_object
+from nplus.runs.journal import Journal
 from nplus.runs.lock import is_vacant, require_makeable
 from nplus.runs.manifest import Manifest
 from nplus.runs.storage import (
     contents_of,
     replace_bytes,
     require_kinds,
-    sync,
     write_json,
 )
 
@@ -187,77 +185,27 @@ class StageDir:
             shutil.rmtree(artefact, ignore_errors=True)
         self.data_check_path.unlink(missing_ok=True)
 
+    @property
+    def log(self) -> Journal:
+        """The stage's metrics and events, line by line."""
+        return Journal(self.journal_path, self.checkpoints.name)
+
     def journal(self, step: int, metrics: Mapping[str, float], **extra: Any) -> None:
         """Append one line of metrics; the journal is the only source of curves."""
-        self._append({"step": step, "time": time.time(), "metrics": dict(metrics), **extra})
+        self.log.append({"step": step, "time": time.time(), "metrics": dict(metrics), **extra})
 
     def event(self, kind: str, **what: Any) -> None:
         """Append an event (started, resumed, checkpoint, finished...)."""
-        self._append({"time": time.time(), "event": kind, **what})
-
-    def _append(self, row: Mapping[str, Any]) -> None:
-        line = json.dumps(row, ensure_ascii=False) + "\n"
-        with self.journal_path.open("a+b") as out:
-            # a process that died while writing leaves a torn line: begin a new one after it
-            if out.tell() and os.pread(out.fileno(), 1, out.tell() - 1) != b"\n":
-                line = "\n" + line
-            out.write(line.encode())
+        self.log.append({"time": time.time(), "event": kind, **what})
 
     def journal_rows(self) -> Iterator[dict[str, Any]]:
         """The metric lines so far, in order."""
-        if not self.journal_path.is_file():
-            return
-        for _, row in self._journal_lines():
-            if isinstance(row.get("metrics"), dict) and _is_step(row.get("step")):
-                yield row
-
-    def _journal_lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """`(line, object)` of the journal, without lines torn by a process that died."""
-        text = self.journal_path.read_text(encoding="utf-8", errors="replace")
-        for line in text.split("\n"):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict):
-                yield line, row
+        return self.log.rows()
 
     def last_metrics(self) -> dict[str, float]:
         """The metrics of the last step in the journal."""
         metrics: dict[str, float] = list(self.journal_rows())[-1]["metrics"]
         return metrics
-
-    def journal_mark(self) -> dict[str, Any]:
-        """Length and hash of the journal, which the disk holds from now on."""
-        if not self.journal_path.is_file():
-            return {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
-        sync(self.journal_path)
-        text = self.journal_path.read_bytes()
-        return {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-
-    def require_journal(self, mark: Mapping[str, Any] | None) -> None:
-        """Raises InputError where the journal does not begin with what `journal_mark` saw."""
-        if mark is None:
-            return
-        text = b""
-        if self.journal_path.is_file():
-            text = self.journal_path.read_bytes()[: mark["bytes"]]
-        if hashlib.sha256(text).hexdigest() != mark["sha256"]:
-            raise InputError(
-                f"{self.journal_path}: its first {mark['bytes']:,} bytes are not what they were at "
-                "the checkpoint; put the file back as it was, or remove the folder "
-                f"{self.checkpoints.name} beside it, and the stage begins anew"
-            )
-
-    def rewind_journal(self, step: int) -> None:
-        """Drop metric lines after `step`: a resumed stage writes them again."""
-        if not self.journal_path.is_file():
-            return
-        kept = [line for line, row in self._journal_lines() if _before(row.get("step", 0), step)]
-        aside = self.journal_path.with_name(f".journal.{os.getpid()}.tmp")
-        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        sync(aside)
-        aside.replace(self.journal_path)
 
     def write_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Readable completions of one step, as JSONL."""
@@ -274,15 +222,6 @@ class StageDir:
             if step.isdecimal():
                 found[int(step)] = [row for _, row in parse_lines(file)]
         return found
-
-
-def _is_step(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _before(value: object, step: int) -> bool:
-    """Whether a journal line is of a step that stands; a line with no step is an event."""
-    return isinstance(value, int) and value <= step
 
 
 def is_plain_name(text: object) -> bool:

@@ -138,9 +138,9 @@ class Checkpoints:
         if found is not None:
             cursor = load_checkpoint(found, modules=self.modules, optimizers=self.optimizers)
             if self.topology.leads:
-                self.where.require_journal(cursor.pop("journal", None))
+                self.where.log.require(cursor.pop("journal", None))
             self.where.event("resumed", after=cursor["step"])
-        self.where.rewind_journal(cursor["step"])
+        self.where.log.rewind(cursor["step"])
         return cursor
 
     def _intact(self) -> Path | None:
@@ -172,7 +172,7 @@ class Checkpoints:
                 step,
                 modules=self.modules,
                 optimizers=self.optimizers,
-                cursor={"journal": self.where.journal_mark(), **cursor},
+                cursor={"journal": self.where.log.mark(), **cursor},
                 keep=self.cfg.keep,
             )
             spent = self.clock() - began
