@@ -1,0 +1,137 @@
+"""Verifiable rewards: a user's Python function as a Scorer, in a process of its own.
+
+Time and memory are limited, and what the function does to its process cannot reach the run. It is
+no sandbox: the function may read and write files as the user may.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nplus.records import InputError, Sample, StopError
+
+WORKER = Path(__file__).with_name("worker.py")
+START = 60.0
+"""Seconds that importing the function's module may take."""
+
+
+class ScoringError(StopError):
+    """A verifiable reward gave no number."""
+
+
+@dataclass(slots=True)
+class FunctionScorer:
+    """Scores by `MODULE:FUNCTION`, one response after the other.
+
+    Of a process that forks, each has a worker of its own.
+    """
+
+    function: str
+    timeout: float = 5.0
+    """Seconds for one response."""
+    memory_mib: int = 1024
+    failed: float | None = None
+    """The value where there is none; None raises ScoringError."""
+    failures: int = 0
+    """Responses that got `failed`."""
+    _workers: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        """One value a sample. Raises InputError for a function that cannot be imported."""
+        return [self._one(sample) for sample in samples]
+
+    def close(self) -> None:
+        """End this process's worker."""
+        worker = self._workers.pop(os.getpid(), None)
+        if worker is not None:
+            worker.kill()
+            worker.communicate()
+
+    def _one(self, sample: Sample) -> float:
+        worker = self._worker()
+        row = {"query": sample.query, "response": sample.response, "id": sample.id}
+        assert worker.stdin is not None
+        try:
+            worker.stdin.write(json.dumps(row).encode() + b"\n")
+            worker.stdin.flush()
+            answer = self._answer(worker, self.timeout)
+        except BrokenPipeError:
+            answer = None
+        why = ""
+        if answer is None:
+            ended = worker.poll() is not None
+            why = "its process died" if ended else f"took longer than {self.timeout:g} s"
+            self.close()  # the next response gets a new one
+        elif "error" in answer:
+            why = answer["error"]
+        elif not math.isfinite(answer["score"]):
+            why = f"gave {answer['score']}, no finite number"
+        else:
+            return float(answer["score"])
+        if self.failed is None:
+            raise ScoringError(
+                f"{self.function}: {why}, for a response to prompt {sample.id!r}; mend the "
+                "function, raise scoring.timeout or scoring.memory_mib, or give such responses a "
+                "value with scoring.failed=0"
+            )
+        self.failures += 1
+        return self.failed
+
+    def _worker(self) -> subprocess.Popen[bytes]:
+        found = self._workers.get(os.getpid())
+        if found is not None and found.poll() is None:
+            return found
+        worker = subprocess.Popen(
+            [sys.executable, "-u", str(WORKER), self.function, str(self.memory_mib)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+        )
+        answer = self._answer(worker, START)
+        if answer is None or "error" in answer:
+            worker.kill()
+            worker.communicate()
+            why = answer["error"] if answer else f"does not start within {START:g} s"
+            raise InputError(
+                f"scoring.terms: {self.function} {why}; name MODULE:FUNCTION of a module in the "
+                "working directory or on PYTHONPATH"
+            )
+        self._workers[os.getpid()] = worker
+        return worker
+
+    @staticmethod
+    def _answer(worker: subprocess.Popen[bytes], seconds: float) -> dict[str, Any] | None:
+        """The worker's next line; None where it dies, or does not answer in time."""
+        assert worker.stdout is not None
+        ready, _, _ = select.select([worker.stdout], [], [], seconds)
+        line = worker.stdout.readline() if ready else b""
+        return json.loads(line) if line.endswith(b"\n") else None
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A scorer in a sum: its weight, and the least value that costs nothing."""
+
+    scorer: FunctionScorer
+    weight: float = 1.0
+    at_least: float | None = None
+    penalty: float = 1.0
+
+    def add_to(self, totals: Sequence[float], samples: Sequence[Sample]) -> list[float]:
+        """`totals` with this term's values weighted, and less its penalties."""
+        found = self.scorer.score(samples)
+        least = -math.inf if self.at_least is None else self.at_least
+        return [
+            total + self.weight * value - (self.penalty if value < least else 0.0)
+            for total, value in zip(totals, found, strict=True)
+        ]

@@ -1,0 +1,88 @@
+"""The score that policies are trained on: the reward model's, with verifiable rewards beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nplus.batches import Generation
+from nplus.config import ScoringConfig
+from nplus.data.tokens import Codec
+from nplus.evaluation.verifiable import FunctionScorer, Term
+from nplus.models.scalar import ScalarModel
+from nplus.records import Demonstration, Sample, Scorer
+from nplus.rollout import ScoreFn, rm_scores, texts
+
+
+def terms_of(cfg: ScoringConfig) -> tuple[Term, ...]:
+    """The verifiable rewards of a run."""
+    return tuple(
+        Term(
+            FunctionScorer(term.function, cfg.timeout, cfg.memory_mib, cfg.failed),
+            term.weight,
+            term.at_least,
+            term.penalty,
+        )
+        for term in cfg.terms
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CombinedScorer:
+    """`weight` times another scorer's values, plus those of the terms."""
+
+    scorer: Scorer
+    weight: float
+    terms: tuple[Term, ...]
+
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        base = self.scorer.score(samples) if self.weight else [0.0] * len(samples)
+        totals = [self.weight * value for value in base]
+        for term in self.terms:
+            totals = term.add_to(totals, samples)
+        return totals
+
+
+def combined(scorer: Scorer, cfg: ScoringConfig) -> Scorer:
+    """`scorer` with the verifiable rewards of the run; itself where there are none."""
+    return scorer if cfg.plain else CombinedScorer(scorer, cfg.reward_weight, terms_of(cfg))
+
+
+def score_fn(
+    reward_model: ScalarModel,
+    cfg: ScoringConfig,
+    terms: Sequence[Term],
+    posts: Sequence[Demonstration],
+    codec: Codec,
+) -> ScoreFn:
+    """What rollouts are scored by. `posts` are those of the rollout, found by their ids."""
+    if cfg.plain:
+        return lambda generation: rm_scores(reward_model, generation)
+    queries = {post.id: post.query for post in posts}
+    return lambda generation: _scores(reward_model, cfg, terms, queries, codec, generation)
+
+
+def _scores(
+    reward_model: ScalarModel,
+    cfg: ScoringConfig,
+    terms: Sequence[Term],
+    queries: Mapping[str, str],
+    codec: Codec,
+    generation: Generation,
+) -> Tensor:
+    """[B]: the weighted sum, in the reward model's precision."""
+    base_B = rm_scores(reward_model, generation) if cfg.reward_weight else None
+    written = texts(generation, codec.decode_response)
+    samples = [
+        Sample(id, queries[id], text)
+        for id, text in zip(generation.prompts.keys, written, strict=True)
+    ]
+    totals = [0.0] * len(samples)
+    for term in terms:
+        totals = term.add_to(totals, samples)
+    device = generation.tokens_BR.device
+    totals_B = torch.tensor(totals, dtype=torch.float32, device=device)
+    return totals_B if base_B is None else cfg.reward_weight * base_B + totals_B
