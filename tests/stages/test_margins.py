@@ -32,7 +32,7 @@ def test_the_reward_model_reads_margins_only_where_it_is_told_to(stage_context, 
 def test_a_soft_loss_without_margins_is_refused(margin, stage_context, codec):
     ctx = stage_context(codec=codec)
     rows = [WITH, dataclasses.replace(PLAIN, margin=margin)]
-    with pytest.raises(InputError, match="rounds.loss_type=soft_tv: comparison 'k7'") as error:
+    with pytest.raises(InputError, match=r"rounds\.loss_type=soft_tv: comparison 'k7'") as error:
         dpo.rows_of(rows, ctx, DPOConfig(loss_type="soft_tv"), "rounds")
     assert "set rounds.loss_type=sigmoid" in str(error.value)
     assert len(dpo.rows_of(rows[:1], ctx, DPOConfig(loss_type="soft_tv"), "dpo")) == 1
