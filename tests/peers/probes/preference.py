@@ -11,7 +11,7 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import torch
 import trl
@@ -140,6 +140,10 @@ def bco(data, args):
 
 
 def xpo(data, args):
+    # The client of a generation server, which wants packages that are not installed here.
+    client = ModuleType("trl.generation.vllm_client")
+    client.VLLMClient = None
+    sys.modules.setdefault(client.__name__, client)
     from trl.experimental.xpo import XPOTrainer
 
     logprobs_BT = data["logprobs"].requires_grad_()
