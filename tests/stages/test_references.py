@@ -22,6 +22,13 @@ ROWS = [
 ]
 
 
+RAGGED = [
+    PairRow([2 + i] * (1 + 5 * i % 7), [20 + i] * (1 + 3 * i % 5), [40 + i] * (1 + 2 * i % 9))
+    for i in range(15)
+]
+"""Rows whose order by query, by one side or by the longer one are all different."""
+
+
 @pytest.fixture(scope="module")
 def codec():
     return train_bpe(["the dog and the rent and the early train"] * 3, 300)
@@ -82,6 +89,13 @@ def test_computed_once_and_then_kept(kept, tiny_causal):
     # Another order, with a margin: the same pairs, each at its row.
     turned, new = kept([row._replace(margin=2.0) for row in reversed(ROWS)])
     assert (turned, new) == (first[::-1], 0)
+
+
+def test_every_number_stands_at_its_pair(kept, tiny_causal):
+    found, new = kept(RAGGED)
+    assert new == len(RAGGED)
+    near(found, RAGGED, tiny_causal(1))
+    near(kept(RAGGED[::-1])[0], RAGGED[::-1], tiny_causal(1))
 
 
 def test_another_references_are_never_used(kept, tiny_causal):
