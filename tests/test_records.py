@@ -22,6 +22,7 @@ EXAMPLES = [
     Demonstration("d1", ODD, "short", {"post": "x"}, "valid"),
     Completion("c1", "query", ODD, "sft", sample=2, temperature=0.7, tokens=9, has_eos=False),
     Comparison("k1", "query", ("left", ODD), ("sft", "ref"), 1, "w", "b", "valid1", 7),
+    Comparison("k2", "query", ("left", ODD), ("sft", "ref"), 0, margin=0.75),
     Judgement("j1", "test", "ppo", "reference", ODD, "b", 1.5, -0.25, 30, 28),
 ]
 

@@ -107,3 +107,146 @@ def test_ipo_of_averaged_log_probs():
     policy, reference = torch.tensor([-20.0, -22.0]), torch.tensor([-25.0, -24.0])
     _, found = preference.objective(policy, reference, batch, cfg).terms["train"]
     assert found.value == pytest.approx((2 / 3 - 10) ** 2, rel=1e-5)
+
+
+# --- modifiers and more terms, from log-probs to terms --------------------------------------------
+
+POLICY, REFERENCE = torch.tensor([-20.0, -22.0]), torch.tensor([-25.0, -24.0])
+
+
+def terms(batch, policy=POLICY, reference=REFERENCE, shared=None, **settings):
+    """`name -> (weight, mean)`: of the first row of ROWS the gains are 5 and 2, so h = 3."""
+    cfg = DPOConfig(**{"beta": 0.05, **settings})
+    reference = reference if cfg.has_reference else None
+    found = preference.objective(policy, reference, batch, cfg, shared or {})
+    assert {name: mean.count for name, (_, mean) in found.terms.items()} == preference.counts(
+        batch, cfg
+    )
+    return {name: (weight, mean.value) for name, (weight, mean) in found.terms.items()}
+
+
+def test_modifiers_of_the_log_ratio():
+    batch = pair_batch(ROWS[:1], pad_id=PAD)  # three and two response tokens
+    ln = math.log
+    changed = {
+        "f_divergence": ({"f_divergence": "js"}, ln(sigma(5.0)) - ln(sigma(2.0))),
+        "alpha": (
+            {"f_divergence": "alpha", "f_alpha": 0.5},
+            (math.exp(-0.5 * 2) - math.exp(-0.5 * 5)) / 0.5,
+        ),
+        "rdpo": ({"rdpo_alpha": 0.1}, 3 + (0.1 / 0.05) * (3 - 2)),
+        "dpop": ({"dpop_lambda": 5.0}, 3.0),
+    }
+    for settings, h in changed.values():
+        expected = -ln(sigma(0.05 * h))
+        assert terms(batch, **settings)["train"][1] == pytest.approx(expected, rel=1e-5)
+    # The chosen response lost 5 nats: h = -5 - 2 - 4 * 5.
+    lost = terms(batch, policy=torch.tensor([-30.0, -22.0]), dpop_lambda=4.0)["train"][1]
+    assert lost == pytest.approx(-ln(sigma(0.05 * -27)), rel=1e-5)
+
+
+def sigma(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def test_the_length_term_counts_real_tokens_and_never_padding():
+    # Published code takes the padded widths of a batch, and with the opposite sign.
+    narrow = pair_batch(ROWS[:1], pad_id=PAD)
+    wide = pair_batch(ROWS[:1], pad_id=PAD, multiple=64)
+    assert terms(narrow, rdpo_alpha=0.1) == terms(wide, rdpo_alpha=0.1)
+    longer, shorter = (
+        pair_batch([PairRow([5], [7] * n + [EOS], [7] * m + [EOS])], pad_id=PAD)
+        for n, m in ((9, 1), (1, 9))
+    )
+    same = torch.tensor([-20.0, -20.0])
+    losses = [
+        terms(batch, policy=same, reference=same, rdpo_alpha=0.1)["train"][1]
+        for batch in (longer, shorter)
+    ]
+    # 8 tokens at 0.1 each: the longer chosen response has that much margin already.
+    expected = [-math.log(sigma(0.8)), -math.log(sigma(-0.8))]
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"),
+    [
+        # Chosen responses of 3 and 2 tokens at -20 and -6.
+        ("response", (20 / 3 + 6 / 2) / 2),
+        ("token", 26 / 5),
+        ("sum", 13.0),
+    ],
+)
+def test_the_likelihood_of_chosen_responses(norm, expected):
+    batch = pair_batch(ROWS, pad_id=PAD)
+    policy, reference = torch.tensor([-20.0, -6.0, -22.0, -8.0]), torch.full((4,), -9.0)
+    found = terms(batch, policy, reference, rpo_alpha=0.7, rpo_nll=norm)
+    assert found["nll"] == (0.7, pytest.approx(expected))
+    plain = terms(batch, policy, reference)
+    assert set(plain) == {"train"}
+    assert found["train"] == plain["train"]
+
+
+def test_orpo_and_cpo_have_a_likelihood_of_their_own():
+    batch = pair_batch(ROWS[:1], pad_id=PAD)
+    for kind in ("orpo", "cpo"):
+        assert terms(batch, loss_type=kind)["nll"] == (1.0, pytest.approx(20 / 3))
+        assert set(terms(batch, loss_type=kind, rpo_alpha=0.0)) == {"train"}
+
+
+def test_optimism_lowers_what_the_designated_policy_wrote():
+    rows = [
+        ROWS[0]._replace(designated=(False, True)),
+        ROWS[1]._replace(designated=(True, False)),
+        ROWS[1],
+    ]
+    batch = pair_batch(rows, pad_id=PAD)
+    policy = torch.tensor([-1.0, -2.0, -4.0, -8.0, -16.0, -32.0], requires_grad=True)
+    cfg = DPOConfig(xpo_alpha=0.3)
+    weight, mean = preference.objective(policy, torch.zeros(6), batch, cfg).terms["optimism"]
+    assert (weight, mean.count) == (0.3, 2.0)
+    assert mean.sum.item() == pytest.approx(-8.0 - 2.0)
+    mean.sum.backward()
+    assert policy.grad.tolist() == [0, 1, 0, 1, 0, 0]
+    assert preference.counts(batch, cfg)["optimism"] == 2.0
+
+
+def test_soft_labels_read_the_margin():
+    # A margin that is computed and then read by nothing is a trap of published code.
+    def loss(margin, **settings):
+        batch = pair_batch([ROWS[0]._replace(margin=margin)], pad_id=PAD)
+        return terms(batch, loss_type="soft_tv", **settings)["train"][1]
+
+    assert loss(0.0) == pytest.approx(sigma(0.15) - 0.5, rel=1e-4)
+    assert loss(2.0) == pytest.approx(sigma(2.0) - sigma(0.15), rel=1e-5)
+    assert loss(1.0, margin_scale=2.0) == pytest.approx(loss(2.0))
+
+
+@pytest.mark.parametrize("kind", ["simpo", "orpo", "cpo", "raft"])
+def test_without_a_reference_rewards_are_the_policys_own(kind):
+    batch = pair_batch(ROWS[:1], pad_id=PAD)
+    cfg = DPOConfig(loss_type=kind, beta=0.5)
+    found = preference.objective(POLICY, None, batch, cfg).metrics
+    lengths = (3, 2) if kind in ("simpo", "orpo") else (1, 1)
+    expected = [0.5 * -20.0 / lengths[0], 0.5 * -22.0 / lengths[1]]
+    told = [found[f"rewards/{name}"].value for name in ("chosen", "rejected")]
+    assert told == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["bco_pair", "kto"])
+def test_the_level_is_told(kind):
+    batch = pair_batch(ROWS[:1], pad_id=PAD)
+    cfg = DPOConfig(loss_type=kind)
+    shared = {"level": torch.tensor([0.25])}
+    found = preference.objective(POLICY, REFERENCE, batch, cfg, shared)
+    assert found.metrics["rewards/level"].value == 0.25
+
+
+def test_the_running_mean_counts_every_reward_once():
+    mean = preference.RunningMean()
+    assert mean.with_(6.0, 4.0) == 1.5
+    mean.observe(6.0, 4.0)
+    assert mean.with_(2.0, 4.0) == 1.0
+    again = preference.RunningMean()
+    again.load_state_dict(mean.state_dict())
+    assert again.with_(0.0, 0.0) == 1.5

@@ -199,6 +199,14 @@ def test_a_shared_critic_needs_no_second_network():
     assert together.phases["activations"] < apart.phases["activations"]
 
 
+def test_a_loss_without_a_reference_keeps_none():
+    cfg = recipe("tldr:dpo-1b")
+    free = load_config(cfg, sets=["dpo.loss_type=simpo"])
+    states = [_plan(each)["dpo"].states for each in (cfg, free)]
+    assert states[0] == {**states[1], "reference": states[0]["reference"]}
+    assert "reference" not in states[1]
+
+
 def test_every_stage_that_trains_is_there():
     stages = {name: tuple(_plan(recipe(name))) for name in ("tldr:dpo-1b", "tldr:sft-1b", "real")}
     assert stages == {

@@ -159,6 +159,22 @@ def test_margins_reach_the_batch() -> None:
     assert batch.margin_N.tolist() == [1.5]
 
 
+def test_margins_and_designated_responses_of_comparisons(codec: Codec) -> None:
+    sides = ("left.", "right."), ("sft", "reference")
+    pairs = [
+        Comparison("a", "Q:", *sides, choice=1, margin=0.5),
+        Comparison("b", "Q:", *sides, choice=0),
+    ]
+    rows = pair_rows(codec, pairs, "reference")
+    assert [row.margin for row in rows] == [0.5, 0.0]
+    assert [row.designated for row in rows] == [(True, False), (False, True)]
+    assert pair_batch(rows, pad_id=codec.pad_id).designated_N2.tolist() == [
+        [True, False],
+        [False, True],
+    ]
+    assert [row.designated for row in pair_rows(codec, pairs)] == [(False, False)] * 2
+
+
 def test_texts_for_a_scorer_end_in_eos_on_the_right(codec: Codec) -> None:
     tokens, mask = text_batch(
         codec, [("Q:", "yes."), ("Question:", " yes, of course."), ("Q:", "")]

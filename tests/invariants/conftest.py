@@ -118,3 +118,31 @@ def row_trainer_of(tiny_causal, stage_context):
         return dpo.trainer(model, reference, PAIRS, ctx, ctx.config.dpo, name="dpo")
 
     return build
+
+
+@pytest.fixture(scope="session")
+def pair_trainer_of(tiny_causal, stage_context):
+    """`pair_trainer_of(loss, topology=None, micro=4, compute={}, **dpo)`: 8 pairs a step, with
+    margins and designated responses."""
+    rows = [
+        row._replace(margin=0.25 * (n % 5), designated=(n % 3 == 0, n % 3 == 1))
+        for n, row in enumerate(PAIRS)
+    ]
+
+    def build(loss, topology=None, micro=4, compute=None, **changed):
+        cfg = DPOConfig(
+            loss_type=loss,
+            beta=0.3,
+            batch={"batch_size": 8, "micro_batch_size": micro},
+            optim={"learning_rate": 1e-3},
+            epochs=3,
+            **changed,
+        )
+        ctx = stage_context(codec=Ids(), topology=topology, dpo=cfg, compute=compute or {})
+        policy, reference = (tiny_causal(seed, spread=0.05).double() for seed in (0, 1))
+        reference.requires_grad_(False)
+        return dpo.trainer(
+            policy, reference if cfg.has_reference else None, rows, ctx, cfg, name="dpo"
+        )
+
+    return build

@@ -199,6 +199,14 @@ def test_far_from_the_reference_nothing_overflows(kind, size):
         assert all(torch.isfinite(g).all() for g in grads)
 
 
+def test_a_response_that_is_certain_has_finite_odds():
+    means = torch.zeros(2, requires_grad=True)
+    loss = pair_loss("orpo", {"chosen_mean": means, "rejected_mean": means - 1.0}, beta=1.0)
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(means.grad).all()
+
+
 def test_robust_loss_forgets_flipped_labels():
     # Chowdhury et al. 2024: over labels flipped with probability e it averages to the clean loss.
     e, h = 0.2, torch.tensor([3.0, -1.0])

@@ -197,7 +197,8 @@ def _dpo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     rows, tokens = 2 * cfg.dpo.batch.micro_batch_size, _pair_tokens(cfg)
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=tokens, precision=precision)
     states = _trained(cfg, shape.parameters, precision, world_size)
-    states["reference"] = float(shape.parameters * precision.stored)
+    if cfg.dpo.has_reference:
+        states["reference"] = float(shape.parameters * precision.stored)
     return Need(states, {"activations": _processes(cfg) * kept})
 
 

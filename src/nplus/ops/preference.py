@@ -21,6 +21,8 @@ EXPONENT = 80.0
 """The largest exponent that is raised: e^80 is finite in float32 and bfloat16."""
 EXO_FLOOR = 1e-3
 """The least label smoothing of `exo_pair`, whose divergence is infinite at 0."""
+SURE = -1e-6
+"""The largest mean log-probability of `orpo`: the odds of a probability of 1 are infinite."""
 
 
 # --- losses of the log-ratio ----------------------------------------------------------------------
@@ -239,7 +241,8 @@ def orpo_loss(chosen_mean_N: Tensor, rejected_mean_N: Tensor, *, beta: float) ->
     `odds = p / (1 - p)` with log p the mean over tokens, which is below 0; the likelihood of the
     chosen response comes on top. Source: Hong et al. 2024, equations 4 to 7, beta their lambda.
     """
-    odds = [x_N - torch.log(-torch.expm1(x_N)) for x_N in (chosen_mean_N, rejected_mean_N)]
+    means = (x_N.clamp(max=SURE) for x_N in (chosen_mean_N, rejected_mean_N))
+    odds = [x_N - torch.log(-torch.expm1(x_N)) for x_N in means]
     return -beta * F.logsigmoid(odds[0] - odds[1])
 
 

@@ -34,8 +34,7 @@ class Coupling:
     cfg: DPOConfig
     topology: Topology
     forward: Forward
-    micro_batches: Callable[[list[PairRow], int], list[PairBatch]]
-    """Pairs without reference log-probs, by length."""
+    micro_batches: Callable[[list[PairRow], int], list[Pairs]]
     device: torch.device
     mean: RunningMean = field(default_factory=RunningMean)
     """BCO's level, which lasts."""

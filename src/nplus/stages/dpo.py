@@ -49,27 +49,17 @@ def rows_of(
     return pair_rows(ctx.codec, comparisons, cfg.xpo_policy if cfg.xpo_alpha else None)
 
 
-def in_pieces(rows: list[PairRow], size: int, pad_id: int) -> list[PairBatch]:
-    """Batches of `size` pairs, those of like length together."""
-    return [
-        pair_batch(piece, pad_id=pad_id, multiple=WIDTH_MULTIPLE) for piece in pieces(rows, size)
-    ]
-
-
-def pieces(rows: list[PairRow], size: int) -> list[list[PairRow]]:
-    """Rows by length, `size` at a time."""
-    rows = sorted(rows, key=longest)
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
+def in_pieces(rows: list[PairRow], size: int, pad_id: int) -> list[Pairs]:
+    """Batches of `size` pairs in the order of the rows, with reference log-probs where known."""
+    known = bool(rows) and rows[0].ref_logprobs is not None
+    collate = referred_pairs if known else pair_batch
+    pieces = (rows[i : i + size] for i in range(0, len(rows), size))
+    return [collate(piece, pad_id=pad_id, multiple=WIDTH_MULTIPLE) for piece in pieces]
 
 
 def micro_batches(rows: list[PairRow], size: int, pad_id: int) -> list[Pairs]:
-    """`in_pieces`, with the reference's log-probs where the rows have them."""
-    if rows[0].ref_logprobs is None:
-        return [*in_pieces(rows, size, pad_id)]
-    return [
-        referred_pairs(piece, pad_id=pad_id, multiple=WIDTH_MULTIPLE)
-        for piece in pieces(rows, size)
-    ]
+    """`in_pieces`, rows of like length together."""
+    return in_pieces(sorted(rows, key=longest), size, pad_id)
 
 
 def forward(model: PreTrainedModel, pairs: PairBatch, ctx: Context) -> Tensor:
@@ -121,7 +111,7 @@ def trainer(
             cfg=cfg,
             topology=ctx.topology,
             forward=partial(forward, ctx=ctx),
-            micro_batches=partial(in_pieces, pad_id=pad_id),
+            micro_batches=partial(micro_batches, pad_id=pad_id),
             device=ctx.device,
         )
     return Trainer(
@@ -169,6 +159,7 @@ def with_reference(
 ) -> list[PairRow]:
     """The rows with the reference's log-probs, which the stage's directory keeps."""
     batches = partial(in_pieces, size=cfg.batch.micro_batch_size, pad_id=ctx.codec.pad_id)
+    rows = [row._replace(ref_logprobs=None) for row in rows]
     return referred(rows, reference, where, ctx, batches, partial(forward, ctx=ctx))
 
 

@@ -16,12 +16,14 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nplus.algorithms.preference import Pairs, plain
 from nplus.batches import PairBatch
 from nplus.data.collate import PairRow
 from nplus.data.tokens import Codec
 from nplus.runs import StageDir
 from nplus.runs.storage import key_of, replace_bytes
 from nplus.stages.context import Context
+from nplus.stages.reward import longest
 
 Known = dict[str, tuple[float, float]]
 """By a pair's hash: log-probs of the chosen and of the rejected response."""
@@ -58,7 +60,7 @@ def referred(
     reference: PreTrainedModel,
     where: StageDir,
     ctx: Context,
-    batches: Callable[[list[PairRow]], list[PairBatch]],
+    batches: Callable[[list[PairRow]], list[Pairs]],
     forward: Callable[[PreTrainedModel, PairBatch], Tensor],
 ) -> list[PairRow]:
     """The rows with the reference's log-probs: those in the stage's directory, the rest computed.
@@ -92,14 +94,14 @@ def _computed(
     new: dict[str, PairRow],
     reference: PreTrainedModel,
     ctx: Context,
-    batches: Callable[[list[PairRow]], list[PairBatch]],
+    batches: Callable[[list[PairRow]], list[Pairs]],
     forward: Callable[[PreTrainedModel, PairBatch], Tensor],
 ) -> Known:
     """By hash, in every process."""
-    order = sorted(new, key=lambda name: (len(new[name].query), len(new[name].chosen), name))
+    order = sorted(new, key=lambda name: (longest(new[name]), name))
     micros = batches([new[name] for name in order])
     own = {
-        i: forward(reference, micros[i].to(ctx.device)).tolist()
+        i: forward(reference, plain(micros[i]).to(ctx.device)).tolist()
         for i in ctx.topology.share([float(micro.slots) for micro in micros])
     }
     found: dict[int, list[float]] = {}
