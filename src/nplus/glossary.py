@@ -21,7 +21,8 @@ what is under `policy/` and `val/clipfrac` or `val/ratio` average over the optim
 update. A metric counts real tokens only. Where the paper's code counts padding too (Detail G5,
 quirk Q5), its number stands beside ours under the same name with `{REFERENCE}`: ours is marked
 *corrected*, the paper's *reference*."""
-TRAINED = ("pretrain", "sft", "dpo", "reward", "ppo")
+TRAINED = ("pretrain", "sft", "dpo", "reward", "ppo", "reinforce")
+ONLINE = ("ppo", "reinforce")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,16 @@ def _ppo(name: str, unit: str, text: str, detail: str = "", *, corrected: bool =
     return Metric(name, ("ppo",), unit, text, detail, corrected)
 
 
+def _online(
+    name: str, unit: str, text: str, detail: str = "", *, corrected: bool = False
+) -> Metric:
+    return Metric(name, ONLINE, unit, text, detail, corrected)
+
+
+def _reinforce(name: str, unit: str, text: str) -> Metric:
+    return Metric(name, ("reinforce",), unit, text)
+
+
 def _dpo(name: str, unit: str, text: str) -> Metric:
     return Metric(name, ("dpo",), unit, text, "D9")
 
@@ -72,9 +83,10 @@ METRICS = (
     Metric("lr", TRAINED, "", "Learning rate of the step; in PPO that of the policy.", "B3"),
     Metric(
         "tokens_per_second",
-        ("pretrain", "sft", "ppo"),
+        ("pretrain", "sft", *ONLINE),
         "tokens/s",
-        "Real tokens per second of wall time: trained on, or in PPO sampled, over the whole step.",
+        "Real tokens per second of wall time: trained on, or in online stages sampled, over the "
+        "whole step.",
     ),
     Metric("seconds", ("dpo", "reward"), "s", "Wall time of the step."),
     Metric(
@@ -97,40 +109,46 @@ METRICS = (
     _dpo("rewards/margins", "score", "Mean implicit reward of the chosen response less the other."),
     _dpo("logps/chosen", "nats", "Mean log-probability of chosen responses, EOS included."),
     _dpo("logps/rejected", "nats", "The same of rejected responses."),
-    _ppo("episode", "episodes", "Responses sampled so far.", "G1"),
-    _ppo(
+    _online("episode", "episodes", "Responses sampled so far.", "G1"),
+    _online(
         "objective/kl",
         "nats/response",
         "Estimated KL from SFT: log-ratios of the sampled tokens, summed over a response, averaged "
         "over responses; 0 at the first update.",
         "F3",
     ),
-    _ppo("objective/kl_per_token", "nats/token", "The same, averaged over response tokens.", "F3"),
-    _ppo(
+    _online(
+        "objective/kl_per_token", "nats/token", "The same, averaged over response tokens.", "F3"
+    ),
+    _online(
         "objective/kl_stderr",
         "nats/response",
         "Standard error of `objective/kl` over the update's responses; tells a negative estimate "
         "from noise.",
         "F3",
     ),
-    _ppo("objective/kl_coef", "score/nat", "The price of KL in this update.", "E1"),
-    _ppo("objective/scores", "score", "Mean reward-model score, without the EOS trick.", "D4"),
-    _ppo("objective/scores_std", "score", "Standard deviation of these scores over responses."),
+    _online("objective/kl_coef", "score/nat", "The price of KL in this update.", "E1"),
+    _online("objective/scores", "score", "Mean reward-model score, without the EOS trick.", "D4"),
+    _online("objective/scores_std", "score", "Standard deviation of these scores over responses."),
     _ppo(
         "objective/scores_penalised",
         "score",
         "The same, where a response without EOS has the penalty in place of its score.",
         "E8",
     ),
-    _ppo("objective/non_score_reward", "score", "Mean of `-kl_coef * KL` of a response.", "G5"),
-    _ppo(
+    _online("objective/non_score_reward", "score", "Mean of `-kl_coef * KL` of a response.", "G5"),
+    _online(
         "objective/rlhf_reward",
         "score",
-        "What PPO maximises: the penalised score plus the KL part, per response.",
+        "What is maximised: the penalised score plus the KL part, per response.",
         "G5",
     ),
-    _ppo("objective/gold", "score", "The world's true score of the responses; PPO never sees it."),
-    _ppo(
+    _online(
+        "objective/gold",
+        "score",
+        "The world's true score of the responses; training never sees it.",
+    ),
+    _online(
         "objective/entropy",
         "nats/response",
         "Mean of `-log p` of a sampled response, summed over its tokens through EOS.",
@@ -144,17 +162,23 @@ METRICS = (
         "padding (quirk Q5).",
         "G5",
     ),
-    _ppo("val/eos_rate", "share", "Responses that end by themselves within the length.", "E8"),
-    _ppo("val/response_length", "tokens", "Mean tokens of a response through EOS.", "E4"),
+    _online("val/eos_rate", "share", "Responses that end by themselves within the length.", "E8"),
+    _online("val/response_length", "tokens", "Mean tokens of a response through EOS.", "E4"),
     _ppo(
         "val/explained_variance",
         "",
         "`1 - var(return - value) / var(return)` of the critic before the update; 1 is perfect, 0 "
         "no better than a constant.",
     ),
-    _ppo("loss/policy_avg", "", "Clipped surrogate loss per response token.", "G2"),
+    _online(
+        "loss/policy_avg",
+        "",
+        "Clipped surrogate loss per response token; without a critic, divided as `aggregation` "
+        "says.",
+        "G2",
+    ),
     _ppo("loss/value_avg", "score^2", "Clipped squared error of the critic per value slot.", "G3"),
-    _ppo(
+    _online(
         "policy/approxkl_avg",
         "nats^2",
         "`0.5 * (log-ratio)^2` of new against old policy, mean over response tokens.",
@@ -167,7 +191,7 @@ METRICS = (
         "As the paper's code has it: the same sum over all slots, padding included.",
         "G5",
     ),
-    _ppo(
+    _online(
         "policy/clipfrac_avg",
         "share",
         "Response tokens whose clipped loss is the larger one.",
@@ -181,14 +205,14 @@ METRICS = (
         "overwrites the masked one.",
         "G5",
     ),
-    _ppo(
+    _online(
         "policy/entropy_avg",
         "nats/token",
         "Mean entropy of the tempered next-token distribution over response tokens.",
         "G5",
     ),
     _ppo("val/clipfrac_avg", "share", "Value slots whose clipped loss is the larger one.", "G5"),
-    _ppo(
+    _online(
         "val/ratio",
         "",
         "Mean probability ratio of new and old policy over response tokens; 1 before the first "
@@ -202,20 +226,48 @@ METRICS = (
         "As the paper's code has it: the mean over all slots, where padding counts as 1.",
         "G5",
     ),
+    _reinforce(
+        "objective/signal",
+        "",
+        "What is maximised before any price of KL: the score with its penalties, or the preference "
+        "over the rival less 1/2.",
+    ),
+    _reinforce(
+        "objective/rival_scores",
+        "score",
+        "Mean score of greedy responses (ReMax) or of the mixture's (Nash-MD); 0 without rivals.",
+    ),
+    _reinforce(
+        "objective/advantage_size", "", "Mean absolute advantage over tokens that are trained on."
+    ),
+    _reinforce(
+        "groups/score_std", "", "Mean over prompts of the deviation of their responses' signals."
+    ),
+    _reinforce("groups/equal", "share", "Groups whose signals are all equal."),
+    _reinforce("groups/dropped", "groups", "Groups that dynamic sampling left out."),
+    _reinforce(
+        "groups/steps", "steps", "Optimiser steps of the update; 0 where every group was left out."
+    ),
+    _reinforce(
+        "loss/kl_avg",
+        "nats",
+        "KL from SFT in the loss, by `kl_estimator` and divided as the policy loss, before its "
+        "price.",
+    ),
     _ppo("val/ratio_var", "", "Variance of `val/ratio` over the update's optimiser steps.", "G5"),
-    _ppo(
+    _online(
         "first_minibatch/ratio",
         "",
         "`val/ratio` of the very first minibatch, before anything moved: 1 but for rounding.",
         "B4",
     ),
-    _ppo(
+    _online(
         "first_minibatch/approxkl_avg",
         "nats^2",
         "`policy/approxkl_avg` of the very first minibatch: 0 but for rounding.",
         "B4",
     ),
-    _ppo(
+    _online(
         "first_minibatch/clipfrac_avg",
         "share",
         "`policy/clipfrac_avg` of the very first minibatch: 0.",

@@ -13,8 +13,14 @@ from rich.text import Text
 from nplus.report.collect import RunView, collect, number
 from nplus.runs import RunRoot
 
-NAMES = {"reference": "the reference", "sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
-TUNED = ("ppo", "dpo")
+NAMES = {
+    "reference": "the reference",
+    "sft": "SFT",
+    "ppo": "PPO",
+    "reinforce": "REINFORCE",
+    "dpo": "DPO",
+}
+TUNED = ("ppo", "reinforce", "dpo")
 """Policies that are tuned from SFT, the one the verdict is about first."""
 SPLITS = {
     "test": "test posts",
@@ -119,6 +125,8 @@ def headline(run: RunView) -> str:
 def sentences(run: RunView) -> list[str]:
     """What the numbers say, in plain words; empty without an evaluation."""
     out = []
+    if algorithm := run.algorithm:
+        out.append(f"REINFORCE stands here for {algorithm} (reinforce.algorithm).")
     for row in headline_rows(run.evaluation):
         out.append(
             f"{policy_name(row)} is {compared(row)} {system_name(row.get('opponent'))}: it wins "
@@ -131,7 +139,7 @@ def sentences(run: RunView) -> list[str]:
     judge = run.evaluation.get("judge")
     if judge == "reward":
         out.append(
-            "The judge is the reward model that PPO was trained on: this shows how far "
+            "The judge is the reward model that policies were trained on: this shows how far "
             "optimisation went, not whether readers would agree."
         )
     elif judge == "gold":
