@@ -17,6 +17,7 @@ from transformers import (
 from nplus.batches import Generation, PromptBatch
 from nplus.config.sampling import SamplingConfig
 from nplus.engines.kv import KVEngine, sample_tokens
+from nplus.engines.mixture import mixture_engine
 from nplus.engines.protocol import Engine
 from nplus.models.lm import response_logprobs, sequence_logits
 from nplus.models.toy import toy_config
@@ -56,6 +57,7 @@ def gpt2():
 ENGINES: dict[str, Callable[..., Engine]] = {
     "kv": KVEngine,
     "kv, plain": partial(KVEngine, path="plain"),
+    "a mixture with itself": lambda model, **ids: mixture_engine(model, model, 0.5, **ids),
 }
 NETWORKS = {"neox": neox, "llama": llama, "gpt2": gpt2}
 

@@ -3,8 +3,9 @@
 import pytest
 
 from nplus.algorithms import ppo
-from nplus.config import DPOConfig
+from nplus.config import DPOConfig, ReinforceConfig
 from nplus.config.batch_plan import batch_plan
+from nplus.config.relatives import ALGORITHMS
 from nplus.data.collate import PairRow
 from nplus.data.tokens import TextRules
 from nplus.models.scalar import ScalarModel
@@ -12,6 +13,7 @@ from nplus.records import Demonstration
 from nplus.seeding import stream
 from nplus.stages import dpo, reward, sft
 from nplus.stages import ppo as ppo_stage
+from nplus.stages import reinforce as reinforce_stage
 from nplus.training.optim import Optimizer
 
 UPDATES = 8
@@ -80,6 +82,53 @@ def ppo_trainer_of(tiny_causal, stage_context):
                 "policy": Optimizer(policy.named_parameters(), cfg.optim),
                 "critic": Optimizer(critic.named_parameters(), cfg.optim),
             },
+            kl=ppo.KLController(cfg.kl_coef, target=cfg.kl_target, horizon=cfg.kl_horizon),
+            gold=None,
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def reinforce_trainer_of(tiny_causal, stage_context):
+    """`reinforce_trainer_of(algorithm, topology=None, compute={}, model={}, **changed)`: 8 updates
+    of 4 prompts with 2 responses each, or 8 with one."""
+
+    def build(algorithm, topology=None, compute=None, model=None, **changed):
+        alone = ALGORITHMS[algorithm]["num_generations"] == 1
+        settings = {
+            "algorithm": algorithm,
+            "batch_size": 8,
+            "num_generations": 1 if alone else 2,
+            "micro_batch_size": 4,
+            "num_mini_batches": 2,
+            "num_iterations": 2,
+            "total_episodes": 8 * UPDATES,
+            "optim": {"learning_rate": 3e-3},
+            "sampling": {"response_length": 7},
+            **changed,
+        }
+        ctx = stage_context(
+            codec=Ids(),
+            topology=topology,
+            compute=compute or {},
+            model=model or {},
+            data={"max_response_tokens": 6},
+            ppo=None,
+            reinforce=ReinforceConfig.model_validate(settings).model_dump(),
+        )
+        cfg = ctx.config.reinforce
+        policy, reference = (tiny_causal().double() for _ in range(2))
+        reward_model = ScalarModel.from_causal(tiny_causal(2).double(), pad_id=PAD, seed=5)
+        queries = ["abcdefghi"[: 1 + i % 9] + str(i) for i in range(11)]
+        return reinforce_stage.Trainer(
+            ctx=ctx,
+            plan=batch_plan(cfg),
+            posts=[Demonstration(f"p{i}", query, "", {}) for i, query in enumerate(queries)],
+            policy=policy,
+            reference=reference.requires_grad_(False),
+            reward_model=reward_model.requires_grad_(False),
+            optimizer=Optimizer(policy.named_parameters(), cfg.optim),
             kl=ppo.KLController(cfg.kl_coef, target=cfg.kl_target, horizon=cfg.kl_horizon),
             gold=None,
         )
