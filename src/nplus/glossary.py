@@ -21,8 +21,9 @@ what is under `policy/` and `val/clipfrac` or `val/ratio` average over the optim
 update. A metric counts real tokens only. Where the paper's code counts padding too (Detail G5,
 quirk Q5), its number stands beside ours under the same name with `{REFERENCE}`: ours is marked
 *corrected*, the paper's *reference*."""
-TRAINED = ("pretrain", "sft", "dpo", "reward", "ppo", "reinforce")
-ONLINE = ("ppo", "reinforce")
+TRAINED = ("pretrain", "sft", "dpo", "reward", "ppo", "reinforce", "online_dpo")
+GROUPS = ("reinforce", "online_dpo")
+ONLINE = ("ppo", *GROUPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +57,28 @@ def _online(
     return Metric(name, ONLINE, unit, text, detail, corrected)
 
 
+def _gradient(
+    name: str, unit: str, text: str, detail: str = "", *, corrected: bool = False
+) -> Metric:
+    return Metric(name, ("ppo", "reinforce"), unit, text, detail, corrected)
+
+
+def _groups(name: str, unit: str, text: str) -> Metric:
+    return Metric(name, GROUPS, unit, text)
+
+
 def _reinforce(name: str, unit: str, text: str) -> Metric:
     return Metric(name, ("reinforce",), unit, text)
 
 
 def _dpo(name: str, unit: str, text: str) -> Metric:
-    return Metric(name, ("dpo",), unit, text, "D9")
+    return Metric(name, ("dpo", "online_dpo"), unit, text, "D9")
 
 
 METRICS = (
     Metric(
         "loss/train",
-        ("pretrain", "sft", "dpo", "reward"),
+        ("pretrain", "sft", "dpo", "online_dpo", "reward"),
         "nats",
         "The loss of the step's batch before the step: per token in pretraining and SFT (C2), per "
         "pair for the reward model (D3) and DPO (D9).",
@@ -127,7 +138,7 @@ METRICS = (
         "from noise.",
         "F3",
     ),
-    _online("objective/kl_coef", "score/nat", "The price of KL in this update.", "E1"),
+    _gradient("objective/kl_coef", "score/nat", "The price of KL in this update.", "E1"),
     _online("objective/scores", "score", "Mean reward-model score, without the EOS trick.", "D4"),
     _online("objective/scores_std", "score", "Standard deviation of these scores over responses."),
     _ppo(
@@ -136,8 +147,10 @@ METRICS = (
         "The same, where a response without EOS has the penalty in place of its score.",
         "E8",
     ),
-    _online("objective/non_score_reward", "score", "Mean of `-kl_coef * KL` of a response.", "G5"),
-    _online(
+    _gradient(
+        "objective/non_score_reward", "score", "Mean of `-kl_coef * KL` of a response.", "G5"
+    ),
+    _gradient(
         "objective/rlhf_reward",
         "score",
         "What is maximised: the penalised score plus the KL part, per response.",
@@ -170,7 +183,7 @@ METRICS = (
         "`1 - var(return - value) / var(return)` of the critic before the update; 1 is perfect, 0 "
         "no better than a constant.",
     ),
-    _online(
+    _gradient(
         "loss/policy_avg",
         "",
         "Clipped surrogate loss per response token; without a critic, divided as `aggregation` "
@@ -178,7 +191,7 @@ METRICS = (
         "G2",
     ),
     _ppo("loss/value_avg", "score^2", "Clipped squared error of the critic per value slot.", "G3"),
-    _online(
+    _gradient(
         "policy/approxkl_avg",
         "nats^2",
         "`0.5 * (log-ratio)^2` of new against old policy, mean over response tokens.",
@@ -191,7 +204,7 @@ METRICS = (
         "As the paper's code has it: the same sum over all slots, padding included.",
         "G5",
     ),
-    _online(
+    _gradient(
         "policy/clipfrac_avg",
         "share",
         "Response tokens whose clipped loss is the larger one.",
@@ -205,14 +218,14 @@ METRICS = (
         "overwrites the masked one.",
         "G5",
     ),
-    _online(
+    _gradient(
         "policy/entropy_avg",
         "nats/token",
         "Mean entropy of the tempered next-token distribution over response tokens.",
         "G5",
     ),
     _ppo("val/clipfrac_avg", "share", "Value slots whose clipped loss is the larger one.", "G5"),
-    _online(
+    _gradient(
         "val/ratio",
         "",
         "Mean probability ratio of new and old policy over response tokens; 1 before the first "
@@ -226,7 +239,7 @@ METRICS = (
         "As the paper's code has it: the mean over all slots, where padding counts as 1.",
         "G5",
     ),
-    _reinforce(
+    _groups(
         "objective/signal",
         "",
         "What is maximised before any price of KL: the score with its penalties, or the preference "
@@ -240,12 +253,22 @@ METRICS = (
     _reinforce(
         "objective/advantage_size", "", "Mean absolute advantage over tokens that are trained on."
     ),
-    _reinforce(
+    _groups(
         "groups/score_std", "", "Mean over prompts of the deviation of their responses' signals."
     ),
-    _reinforce("groups/equal", "share", "Groups whose signals are all equal."),
-    _reinforce("groups/dropped", "groups", "Groups that dynamic sampling left out."),
-    _reinforce(
+    _groups("groups/equal", "share", "Groups whose signals are all equal."),
+    Metric(
+        "groups/score_gap",
+        ("online_dpo",),
+        "score",
+        "Mean over prompts of the best response's penalised score less the worst's.",
+    ),
+    _groups(
+        "groups/dropped",
+        "groups",
+        "Groups that were left out: by dynamic sampling, or for want of a pair.",
+    ),
+    _groups(
         "groups/steps", "steps", "Optimiser steps of the update; 0 where every group was left out."
     ),
     _reinforce(
@@ -255,19 +278,19 @@ METRICS = (
         "price.",
     ),
     _ppo("val/ratio_var", "", "Variance of `val/ratio` over the update's optimiser steps.", "G5"),
-    _online(
+    _gradient(
         "first_minibatch/ratio",
         "",
         "`val/ratio` of the very first minibatch, before anything moved: 1 but for rounding.",
         "B4",
     ),
-    _online(
+    _gradient(
         "first_minibatch/approxkl_avg",
         "nats^2",
         "`policy/approxkl_avg` of the very first minibatch: 0 but for rounding.",
         "B4",
     ),
-    _online(
+    _gradient(
         "first_minibatch/clipfrac_avg",
         "share",
         "`policy/clipfrac_avg` of the very first minibatch: 0.",

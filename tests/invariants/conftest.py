@@ -3,7 +3,7 @@
 import pytest
 
 from nplus.algorithms import ppo
-from nplus.config import DPOConfig, ReinforceConfig
+from nplus.config import DPOConfig, OnlineDPOConfig, ReinforceConfig
 from nplus.config.batch_plan import batch_plan
 from nplus.config.relatives import ALGORITHMS
 from nplus.data.collate import PairRow
@@ -11,12 +11,13 @@ from nplus.data.tokens import TextRules
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration
 from nplus.seeding import stream
-from nplus.stages import dpo, reward, sft
+from nplus.stages import dpo, on_policy, online_dpo, reward, sft
 from nplus.stages import ppo as ppo_stage
 from nplus.stages import reinforce as reinforce_stage
 from nplus.training.optim import Optimizer
 
 UPDATES = 8
+KINDS = {"reinforce": ReinforceConfig, "online_dpo": OnlineDPOConfig}
 EOS, PAD = 0, 1
 
 
@@ -90,14 +91,17 @@ def ppo_trainer_of(tiny_causal, stage_context):
 
 
 @pytest.fixture(scope="session")
-def reinforce_trainer_of(tiny_causal, stage_context):
-    """`reinforce_trainer_of(algorithm, topology=None, compute={}, model={}, **changed)`: 8 updates
+def group_trainer_of(tiny_causal, stage_context):
+    """`group_trainer_of(algorithm, topology=None, compute={}, model={}, **changed)`: 8 updates
     of 4 prompts with 2 responses each, or 8 with one."""
 
     def build(algorithm, topology=None, compute=None, model=None, **changed):
-        alone = ALGORITHMS[algorithm]["num_generations"] == 1
+        stage, preset = "reinforce", {"algorithm": algorithm}
+        if algorithm == "online_dpo":
+            stage, preset = algorithm, {}
+        alone = ALGORITHMS.get(algorithm, {}).get("num_generations") == 1
         settings = {
-            "algorithm": algorithm,
+            **preset,
             "batch_size": 8,
             "num_generations": 1 if alone else 2,
             "micro_batch_size": 4,
@@ -115,23 +119,17 @@ def reinforce_trainer_of(tiny_causal, stage_context):
             model=model or {},
             data={"max_response_tokens": 6},
             ppo=None,
-            reinforce=ReinforceConfig.model_validate(settings).model_dump(),
+            **{stage: KINDS[stage].model_validate(settings).model_dump()},
         )
-        cfg = ctx.config.reinforce
         policy, reference = (tiny_causal().double() for _ in range(2))
         reward_model = ScalarModel.from_causal(tiny_causal(2).double(), pad_id=PAD, seed=5)
         queries = ["abcdefghi"[: 1 + i % 9] + str(i) for i in range(11)]
-        return reinforce_stage.Trainer(
-            ctx=ctx,
-            plan=batch_plan(cfg),
-            posts=[Demonstration(f"p{i}", query, "", {}) for i, query in enumerate(queries)],
-            policy=policy,
-            reference=reference.requires_grad_(False),
-            reward_model=reward_model.requires_grad_(False),
-            optimizer=Optimizer(policy.named_parameters(), cfg.optim),
-            kl=ppo.KLController(cfg.kl_coef, target=cfg.kl_target, horizon=cfg.kl_horizon),
-            gold=None,
-        )
+        posts = [Demonstration(f"p{i}", query, "", {}) for i, query in enumerate(queries)]
+        if algorithm == "online_dpo":
+            method = online_dpo.PairLoss(ctx, policy, reference)
+        else:
+            method = reinforce_stage.PolicyGradient(ctx, policy)
+        return on_policy.Trainer.of(ctx, method, policy, reference, reward_model, posts)
 
     return build
 

@@ -1,16 +1,17 @@
-"""Updates without a critic: the same on any processes, in any micro-batches, after any resume."""
+"""Updates on groups: the same on any processes, in any micro-batches, after any resume."""
 
 import numpy as np
 import pytest
 import torch
 
+from nplus.algorithms import reinforce
+from nplus.batches import ReinforceBatch
 from nplus.config import SamplingConfig
 from nplus.config.relatives import ALGORITHMS
 from nplus.engines.steps import PlainSteps
 from nplus.runs import StageDir
 from nplus.seeding import uniforms
 from nplus.stages import compute, groups
-from nplus.stages import reinforce as stage
 from nplus.stages.keeping import Keeper
 
 UPDATES = 4
@@ -41,22 +42,22 @@ def assert_same_run(found, expected):
 
 
 @pytest.fixture(scope="module")
-def alone(reinforce_trainer_of):
+def alone(group_trainer_of):
     """`alone(algorithm, **changed)`: the run of one process, once for each."""
     kept = {}
 
     def of(algorithm, **changed):
         name = algorithm, repr(changed)
         if name not in kept:
-            kept[name] = run(reinforce_trainer_of(algorithm, **changed))
+            kept[name] = run(group_trainer_of(algorithm, **changed))
         return kept[name]
 
     return of
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_micro_batches_change_nothing(algorithm, alone, reinforce_trainer_of):
-    assert_same_run(run(reinforce_trainer_of(algorithm, micro_batch_size=1)), alone(algorithm))
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "online_dpo"])
+def test_micro_batches_change_nothing(algorithm, alone, group_trainer_of):
+    assert_same_run(run(group_trainer_of(algorithm, micro_batch_size=1)), alone(algorithm))
 
 
 @pytest.mark.parametrize(
@@ -68,24 +69,25 @@ def test_micro_batches_change_nothing(algorithm, alone, reinforce_trainer_of):
         (2, "nash_md", {}),
         (2, "reinforce++", {}),
         (4, "dapo", {"overlong_share": 0.5}),
+        (2, "online_dpo", {}),
     ],
 )
-def test_any_number_of_processes(world, algorithm, changed, alone, reinforce_trainer_of, in_ranks):
-    found = in_ranks(
-        world, lambda topology: run(reinforce_trainer_of(algorithm, topology, **changed))
-    )
+def test_any_number_of_processes(world, algorithm, changed, alone, group_trainer_of, in_ranks):
+    found = in_ranks(world, lambda topology: run(group_trainer_of(algorithm, topology, **changed)))
     for each in found:
         assert_same_run(each, alone(algorithm, **changed))
     assert all((each[1] == found[0][1]).all() for each in found)  # to the bit: none drifts
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize(("algorithm", "changed"), [("grpo", STEERED), ("remax", {})])
+@pytest.mark.parametrize(
+    ("algorithm", "changed"), [("grpo", STEERED), ("remax", {}), ("online_dpo", {})]
+)
 def test_a_second_process_that_shares_the_work(
-    algorithm, changed, alone, reinforce_trainer_of, monkeypatch
+    algorithm, changed, alone, group_trainer_of, monkeypatch
 ):
     monkeypatch.setattr(compute, "WORTH_SHARING", 0)
-    trainer = reinforce_trainer_of(algorithm, compute={"side_by_side": True}, **changed)
+    trainer = group_trainer_of(algorithm, compute={"side_by_side": True}, **changed)
     try:
         found = run(trainer)
         assert trainer.beside is not None
@@ -99,8 +101,8 @@ def test_the_price_in_the_loss_is_steered(alone):
     assert len(set(prices)) == UPDATES
 
 
-@pytest.mark.parametrize("algorithm", ["rloo", "grpo", "nash_md"])
-def test_a_resumed_run_is_the_whole_one_to_the_bit(algorithm, reinforce_trainer_of, tmp_path):
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo", "nash_md", "online_dpo"])
+def test_a_resumed_run_is_the_whole_one_to_the_bit(algorithm, group_trainer_of, tmp_path):
     def kept(trainer, steps):
         where = StageDir(tmp_path)
         optimizers = {"policy": trainer.optimizer}
@@ -112,9 +114,10 @@ def test_a_resumed_run_is_the_whole_one_to_the_bit(algorithm, reinforce_trainer_
             keeper.after(step + 1)
         return first, found, run(trainer, [])[1]
 
-    whole = run(reinforce_trainer_of(algorithm, **STEERED))
-    _, before, _ = kept(reinforce_trainer_of(algorithm, **STEERED), 2)
-    first, after, weights = kept(reinforce_trainer_of(algorithm, **STEERED), UPDATES)
+    changed = {} if algorithm == "online_dpo" else STEERED
+    whole = run(group_trainer_of(algorithm, **changed))
+    _, before, _ = kept(group_trainer_of(algorithm, **changed), 2)
+    first, after, weights = kept(group_trainer_of(algorithm, **changed), UPDATES)
     assert first == 2
     assert before + after == whole[0]
     assert (weights == whole[1]).all()
@@ -130,8 +133,8 @@ def test_noise_hangs_on_prompt_and_sample_alone():
         assert found[row].tolist() == uniforms(7, "here", key, sample, n=5).tolist()
 
 
-def test_responses_of_a_prompt_differ_and_stand_side_by_side(reinforce_trainer_of):
-    trainer = reinforce_trainer_of("grpo", num_generations=4)
+def test_responses_of_a_prompt_differ_and_stand_side_by_side(group_trainer_of):
+    trainer = group_trainer_of("grpo", num_generations=4)
     rollout = trainer.groups().gather(trainer.posts[:2], 0).rollout
     keys = [post.id for post in trainer.posts[:2] for _ in range(4)]
     assert list(rollout.generation.prompts.keys) == keys
@@ -139,17 +142,17 @@ def test_responses_of_a_prompt_differ_and_stand_side_by_side(reinforce_trainer_o
     assert len(set(rows[:4])) == len(set(rows[4:])) == 4
 
 
-def test_the_prompts_beside_a_prompt_change_nothing(reinforce_trainer_of):
-    gather = reinforce_trainer_of("nash_md", num_generations=2).groups().gather
-    posts = reinforce_trainer_of("nash_md").posts[:4]
+def test_the_prompts_beside_a_prompt_change_nothing(group_trainer_of):
+    gather = group_trainer_of("nash_md", num_generations=2).groups().gather
+    posts = group_trainer_of("nash_md").posts[:4]
     whole, part = gather(posts, 0), gather(posts[2:], 0)
     for name in ("rival_scores_B", "rival_has_eos_B"):
         torch.testing.assert_close(getattr(part, name), getattr(whole, name)[4:])
     torch.testing.assert_close(part.rollout.scores_B, whole.rollout.scores_B[4:])
 
 
-def test_a_prompt_is_read_once_for_all_its_responses(reinforce_trainer_of, monkeypatch):
-    trainer = reinforce_trainer_of("grpo", num_generations=8)
+def test_a_prompt_is_read_once_for_all_its_responses(group_trainer_of, monkeypatch):
+    trainer = group_trainer_of("grpo", num_generations=8)
     read = []
 
     class Counting(PlainSteps):
@@ -165,8 +168,8 @@ def test_a_prompt_is_read_once_for_all_its_responses(reinforce_trainer_of, monke
     assert read == [3]
 
 
-def test_the_greedy_rival_is_the_argmax_response(reinforce_trainer_of):
-    trainer = reinforce_trainer_of("remax")
+def test_the_greedy_rival_is_the_argmax_response(group_trainer_of):
+    trainer = group_trainer_of("remax")
     posts = trainer.posts[:3]
     found = trainer.groups().gather(posts, 0)
     for b, post in enumerate(posts):
@@ -182,8 +185,8 @@ def test_the_greedy_rival_is_the_argmax_response(reinforce_trainer_of):
         assert float(found.rival_scores_B[b]) == pytest.approx(float(score), abs=1e-6)
 
 
-def test_an_update_without_any_group_left_moves_nothing(reinforce_trainer_of, monkeypatch):
-    trainer = reinforce_trainer_of("dapo", missing_eos_penalty=None, overlong_share=None)
+def test_an_update_without_any_group_left_moves_nothing(group_trainer_of, monkeypatch):
+    trainer = group_trainer_of("dapo", missing_eos_penalty=None, overlong_share=None)
     monkeypatch.setattr(
         groups, "rm_scores", lambda model, generation: torch.zeros(len(generation)).double()
     )
@@ -197,21 +200,20 @@ def test_an_update_without_any_group_left_moves_nothing(reinforce_trainer_of, mo
     assert (run(trainer, [])[1] == before).all()
 
 
-def test_every_row_is_used_once_a_pass(reinforce_trainer_of):
-    trainer = reinforce_trainer_of("grpo")
-    cfg = trainer.ctx.config.reinforce
-    batch, _ = stage.reinforce.credit(trainer.groups().gather(trainer.posts[:4], 0), cfg)
+def test_every_row_is_used_once_a_pass(group_trainer_of):
+    trainer = group_trainer_of("grpo")
+    batch, _ = reinforce.credit(trainer.groups().gather(trainer.posts[:4], 0), trainer.cfg)
     numbers = torch.arange(8.0).unsqueeze(1).expand_as(batch.advantages_BR).double()
-    numbered = stage.ReinforceBatch(
+    numbered = ReinforceBatch(
         **{name: getattr(batch, name) for name in batch.__dataclass_fields__}
         | {"advantages_BR": numbers.clone()}
     )
     rows = [
         [int(r) for micro in micros for r in micro.advantages_BR[:, 0]]
-        for micros in stage.minibatches(numbered, cfg, 1, 0)
+        for micros in trainer.method.cut(numbered, 0)
     ]
     assert [len(each) for each in rows] == [4] * 4
     assert all(sorted(rows[i] + rows[i + 1]) == list(range(8)) for i in (0, 2))
     kept = numbered.rows(torch.arange(3))  # what dynamic sampling may leave
-    sizes = [sum(map(len, micros)) for micros in stage.minibatches(kept, cfg, 1, 0)]
+    sizes = [sum(map(len, micros)) for micros in trainer.method.cut(kept, 0)]
     assert sizes == [2, 1, 2, 1]

@@ -5,14 +5,15 @@ import torch
 
 from nplus.algorithms import reinforce
 from nplus.batches import GroupRollout
-from nplus.config import OptimConfig, ReinforceConfig, SamplingConfig
+from nplus.config import ReinforceConfig, SamplingConfig
 from nplus.config.relatives import ALGORITHMS
 from nplus.engines.kv import KVEngine
 from nplus.engines.mixture import mixture_engine
+from nplus.models.scalar import ScalarModel
 from nplus.rollout import collect, generate
-from nplus.stages import reinforce as stage
 from nplus.stages.groups import GREEDY, group_noise
-from nplus.training.optim import Optimizer
+from nplus.stages.on_policy import Trainer
+from nplus.stages.reinforce import PolicyGradient
 
 EOS, PAD, TOKEN = 0, 1, 7
 ROWS, WIDTH = 64, 6
@@ -38,13 +39,16 @@ def trained(tiny_causal, stage_context, prompts_of_lengths):
             "missing_eos_penalty": None,
             "overlong_share": None,
             "kl_coef": 0.02,
+            "optim": {"learning_rate": 3e-3},
             "sampling": {"temperature": 1.0, "response_length": WIDTH},
             **changed,
         }
         cfg = ReinforceConfig.model_validate(settings)
         ctx = stage_context(ppo=None, data={"max_response_tokens": 4}, reinforce=cfg.model_dump())
         policy, reference = (tiny_causal(spread=0.05) for _ in range(2))
-        optimizer = Optimizer(policy.named_parameters(), OptimConfig(learning_rate=3e-3))
+        method = PolicyGradient(ctx, policy)
+        scorer = ScalarModel.from_causal(reference, pad_id=PAD, seed=0)  # `rule` takes its place
+        trainer = Trainer.of(ctx, method, policy, reference, scorer, [])
         engine = KVEngine(policy, eos_id=EOS, pad_id=PAD)
         mixed = mixture_engine(policy, reference, cfg.mixture_coef, eos_id=EOS, pad_id=PAD)
         greedy = SamplingConfig(temperature=GREEDY, response_length=WIDTH)
@@ -74,7 +78,7 @@ def trained(tiny_causal, stage_context, prompts_of_lengths):
                 rival_B = rule(generate(mixed, prompts, cfg.sampling, noise_BR, size=ROWS))
             grouped = GroupRollout(rollout, rival_B, torch.ones(ROWS).bool())
             batch, metrics = reinforce.credit(grouped, cfg)
-            stage.train_on(batch, policy, optimizer, ctx, step)
+            trainer.train_on(method.cut(batch, step), step)
             told.append({name: metric.value for name, metric in metrics.items()})
         return told
 

@@ -8,6 +8,7 @@ from nplus.ops.groups import (
     BASELINES,
     SCALES,
     all_equal,
+    best_and_worst,
     group_advantages,
     overlong,
     preference,
@@ -76,6 +77,7 @@ def test_a_group_of_equals_teaches_nothing(baseline):
     found = group_advantages(rewards, rewards, baseline=baseline, scale="group_std", eps=0.0)
     assert found[0].tolist() == [0.0, 0.0, 0.0]
     assert all_equal(rewards).tolist() == [True, False]
+    assert all_equal(rewards[:, :1]).tolist() == [False, False]
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -120,3 +122,10 @@ def test_a_preference_is_antisymmetric_and_bounded():
     found = preference(ours, theirs)
     assert found.tolist() == pytest.approx([0.0, 1 / (1 + np.exp(-2.0)) - 0.5, 0.5])
     torch.testing.assert_close(preference(theirs, ours), -found)
+
+
+def test_best_and_worst_with_ties():
+    scores = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0], [0.0, -1.0, -1.0]])
+    best, worst, apart = best_and_worst(scores)
+    assert (best.tolist()[::2], worst.tolist()[::2]) == ([1, 0], [0, 1])
+    assert apart.tolist() == [True, False, True]

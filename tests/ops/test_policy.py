@@ -10,7 +10,6 @@ from nplus.ops.policy import (
     AGGREGATIONS,
     aggregated,
     aggregation_count,
-    best_and_worst,
     log_ratios,
 )
 
@@ -66,13 +65,6 @@ def test_unknown_names_are_told():
         aggregated(LOSS, MASK, how="mean")
     with pytest.raises(ValueError, match="unknown aggregation"):
         aggregation_count(MASK, how="mean", width=1)
-
-
-def test_best_and_worst_with_ties():
-    scores = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0], [0.0, -1.0, -1.0]])
-    best, worst, apart = best_and_worst(scores)
-    assert (best.tolist()[::2], worst.tolist()[::2]) == ([1, 0], [0, 1])
-    assert apart.tolist() == [True, False, True]
 
 
 # --- KL in the loss: whose gradient? ------------------------------------------------------------

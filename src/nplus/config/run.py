@@ -13,6 +13,7 @@ from nplus.config.doctor import DoctorConfig
 from nplus.config.dpo import DPOConfig
 from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
+from nplus.config.online_dpo import OnlineDPOConfig
 from nplus.config.ppo import PPOConfig
 from nplus.config.reinforce import ReinforceConfig
 from nplus.config.stages import (
@@ -24,7 +25,7 @@ from nplus.config.stages import (
     SFTConfig,
 )
 
-ONLINE = ("ppo", "reinforce")
+ONLINE = ("ppo", "reinforce", "online_dpo")
 """Stages that train a policy on its own scored responses."""
 
 
@@ -47,6 +48,7 @@ class RunConfig(Config):
     reward: RewardConfig = RewardConfig()
     ppo: PPOConfig | None = PPOConfig()
     reinforce: ReinforceConfig | None = None
+    online_dpo: OnlineDPOConfig | None = None
     dpo: DPOConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
     judge: JudgeConfig = JudgeConfig()

@@ -13,7 +13,7 @@ from nplus.records import InputError, parse_lines
 from nplus.report.shapes import ROW, VIEW, odd, require_results
 from nplus.runs import Manifest, RunRoot, StageDir
 
-ONLINE = ("ppo", "reinforce")
+ONLINE = ("ppo", "reinforce", "online_dpo")
 ORDER = ("data", "pretrain", "sft", "sample", "label", "dpo", "reward", *ONLINE, "evaluate")
 
 Row = Mapping[str, Any]

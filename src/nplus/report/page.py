@@ -44,7 +44,7 @@ MAX_ROWS = 4000
 SHOWN_STEPS = 8
 SHOWN_SAMPLES = 4
 PRICE = tuple(f"{stage}-{name}" for stage in ONLINE for name in ("kl-from-sft", "response-length"))
-CURVE_STAGES = ("ppo", "reinforce", "dpo", "reward", "sft", "pretrain")
+CURVE_STAGES = ("ppo", "reinforce", "online_dpo", "dpo", "reward", "sft", "pretrain")
 UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 

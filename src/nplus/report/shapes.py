@@ -8,7 +8,7 @@ from typing import Any
 
 from nplus.records import InputError
 
-SYSTEMS = ("reference", "sft", "ppo", "reinforce", "dpo")
+SYSTEMS = ("reference", "sft", "ppo", "reinforce", "online_dpo", "dpo")
 NUMBER, TEXT, NAMED = "a number", "text", "an object"
 Shape = Any
 """`NUMBER`, `TEXT`, `NAMED`, `[shape]` for a list, or `{key: shape}` for an object. None is always

@@ -18,9 +18,10 @@ NAMES = {
     "sft": "SFT",
     "ppo": "PPO",
     "reinforce": "REINFORCE",
+    "online_dpo": "online DPO",
     "dpo": "DPO",
 }
-TUNED = ("ppo", "reinforce", "dpo")
+TUNED = ("ppo", "reinforce", "online_dpo", "dpo")
 """Policies that are tuned from SFT, the one the verdict is about first."""
 SPLITS = {
     "test": "test posts",

@@ -19,7 +19,7 @@ from nplus.distributed.topology import Topology
 from nplus.runs import RunRoot, StageDir
 from nplus.stages.tuning.settle import Settled
 
-TOGETHER = ("pretrain", "sft", "sample", "dpo", "reward", "ppo", "reinforce")
+TOGETHER = ("pretrain", "sft", "sample", "dpo", "reward", "ppo", "reinforce", "online_dpo")
 """Stages whose work all processes share; the others are the first one's alone."""
 OnStage = Callable[[str, StageDir, str], None]
 

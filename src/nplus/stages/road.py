@@ -30,6 +30,7 @@ from nplus.stages import (
     dpo,
     evaluate,
     label,
+    online_dpo,
     ppo,
     pretrain,
     reinforce,
@@ -53,6 +54,7 @@ VERSIONS = {
     "reward": 2,
     "ppo": 1,
     "reinforce": 1,
+    "online_dpo": 1,
     "dpo": 1,
     "evaluate": 4,
 }
@@ -74,8 +76,9 @@ INPUTS = {
     "reward": ("data", "sft", "label"),
     "ppo": ("data", "sft", "reward"),
     "reinforce": ("data", "sft", "reward"),
+    "online_dpo": ("data", "sft", "reward"),
     "dpo": ("data", "sft", "label"),
-    "evaluate": ("data", "sft", "label", "reward", "ppo", "reinforce", "dpo"),
+    "evaluate": ("data", "sft", "label", "reward", "ppo", "reinforce", "online_dpo", "dpo"),
 }
 
 
@@ -186,6 +189,7 @@ def stage_functions(ctx: Context) -> dict[str, Callable[[StageDir], Any]]:
         "reward": lambda where: reward.run(where, ctx),
         "ppo": lambda where: ppo.run(where, ctx),
         "reinforce": lambda where: reinforce.run(where, ctx),
+        "online_dpo": lambda where: online_dpo.run(where, ctx),
         "dpo": lambda where: dpo.run(where, ctx),
         "evaluate": lambda where: evaluate.run(where, alone),
     }

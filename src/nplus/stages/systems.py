@@ -18,7 +18,7 @@ from nplus.stages.scorers import Gold, RewardScorer
 from nplus.stats import bootstrap_mean, mean_difference
 
 REFERENCE = "reference"
-POLICIES = ("sft", "ppo", "dpo", "reinforce")
+POLICIES = ("sft", "ppo", "dpo", "reinforce", "online_dpo")
 """Stages that make a policy; the first is what the others are tuned from."""
 
 
