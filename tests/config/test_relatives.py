@@ -90,6 +90,20 @@ def test_a_run_with_the_stage_reads_back_to_itself(tmp_path):
     assert load_config(recipe("toy"), config_file=file) == cfg
 
 
+def test_online_dpo_begins_like_ppo_and_reads_plain_log_probs():
+    cfg = load_config(recipe("toy"), sets=["online_dpo.beta=0.2"]).online_dpo
+    assert (cfg.batch_size, cfg.num_generations, cfg.tempered) == (64, 4, ())
+    assert cfg.pair_loss().beta == 0.2
+    for text, what in (
+        ("tempered=[new]", "tempered holds new"),
+        ("num_generations=1", "online_dpo.num_generations=1"),
+        ("loss_type=robust", "name the share of flipped labels"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load_config(recipe("toy"), sets=[f"online_dpo.{text}"])
+        assert what in str(caught.value)
+
+
 def test_ppo_may_be_left_out():
     cfg = load_config(recipe("toy"), sets=["ppo=null"])
     assert "ppo" not in cfg.stage_names()
@@ -99,7 +113,7 @@ def test_ppo_may_be_left_out():
 @pytest.mark.parametrize(
     ("sets", "what"),
     [
-        (["algorithm=ppo"], "reinforce.algorithm='ppo': Input must be"),
+        (["algorithm=ppo"], "reinforce.algorithm='ppo': must be 'rloo'"),
         (["algorithm=rloo", "num_generations=1"], "num_generations=1 with baseline=leave_one_out"),
         (["algorithm=grpo", "num_generations=7"], "batch_size=64 is not a multiple of num_gen"),
         (["algorithm=grpo", "baseline=none", "num_generations=1"], "with scale=group_std"),

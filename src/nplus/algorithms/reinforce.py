@@ -77,7 +77,7 @@ def credit(
         kept_B = ~equal_Q.repeat_interleave(cfg.num_generations)
     advantages_BR = _per_token(advantages_B, kl_BR, mask_BR, kept_B, cfg, kl_coef)
     metrics = rollout_metrics(grouped, signals_B)
-    kl_B = kl_BR.sum(1)
+    kl_B = kl_per_token(rollout.logprobs_BR, rollout.ref_logprobs_BR, mask_BR).sum(1)
     metrics |= {
         "objective/rival_scores": Mean.of(grouped.rival_scores_B),
         "objective/non_score_reward": Mean.of(-kl_coef * kl_B),

@@ -138,6 +138,7 @@ def dpo() -> RunConfig:
 def overoptimise() -> RunConfig:
     """The toy road without brakes (no KL penalty, constant rate): does gold follow the reward?"""
     cfg = toy()
+    assert cfg.ppo is not None
     ppo = cfg.ppo.model_copy(
         update={
             "kl_coef": 0.0,
