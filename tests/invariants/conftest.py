@@ -108,7 +108,7 @@ def group_trainer_of(tiny_causal, stage_context):
             "num_mini_batches": 2,
             "num_iterations": 2,
             "total_episodes": 8 * UPDATES,
-            "optim": {"learning_rate": 3e-3},
+            "optim": {"learning_rate": 5e-4},
             "sampling": {"response_length": 7},
             **changed,
         }
