@@ -2,10 +2,10 @@
 
     python tests/chaos/trajectories.py [--write docs/trajectories.md]
 
-One run of all stages in one process; then each of SFT, reward model, DPO, PPO, GRPO and online DPO again
-from the same inputs: broken off after every step and resumed, on two and on four processes, resumed on
-another number of them, and with other micro-batch sizes. The weights are the same to the bit, or
-the table tells how far apart they end, and at which step a journalled number first differs.
+One run of all stages in one process; then each of SFT, reward model, DPO, PPO, GRPO and online DPO
+again from the same inputs: broken off after every step and resumed, on two and on four processes,
+resumed on another number of them, and with other micro-batch sizes. The weights are the same to the
+bit, or the table tells how far apart they end, and at which step a journalled number first differs.
 """
 
 from __future__ import annotations
