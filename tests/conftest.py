@@ -72,7 +72,7 @@ def stage_context():
     def build(codec=None, topology=None, **changed):
         tree = recipe("toy:tiny").model_dump()
         for name, keys in changed.items():
-            tree[name] = tree[name] | keys if isinstance(keys, dict) else keys
+            tree[name] = (tree[name] or {}) | keys if isinstance(keys, dict) else keys
         config = RunConfig.model_validate(tree)
         ctx = Context(config, torch.device("cpu"), Console(quiet=True), {}, topology or Topology())
         if codec is not None:

@@ -21,7 +21,9 @@ what is under `policy/` and `val/clipfrac` or `val/ratio` average over the optim
 update. A metric counts real tokens only. Where the paper's code counts padding too (Detail G5,
 quirk Q5), its number stands beside ours under the same name with `{REFERENCE}`: ours is marked
 *corrected*, the paper's *reference*."""
-TRAINED = ("pretrain", "sft", "dpo", "reward", "ppo")
+TRAINED = ("pretrain", "sft", "dpo", "reward", "ppo", "reinforce", "online_dpo")
+GROUPS = ("reinforce", "online_dpo")
+ONLINE = ("ppo", *GROUPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,34 @@ def _ppo(name: str, unit: str, text: str, detail: str = "", *, corrected: bool =
     return Metric(name, ("ppo",), unit, text, detail, corrected)
 
 
+def _online(
+    name: str, unit: str, text: str, detail: str = "", *, corrected: bool = False
+) -> Metric:
+    return Metric(name, ONLINE, unit, text, detail, corrected)
+
+
+def _gradient(
+    name: str, unit: str, text: str, detail: str = "", *, corrected: bool = False
+) -> Metric:
+    return Metric(name, ("ppo", "reinforce"), unit, text, detail, corrected)
+
+
+def _groups(name: str, unit: str, text: str) -> Metric:
+    return Metric(name, GROUPS, unit, text)
+
+
+def _reinforce(name: str, unit: str, text: str) -> Metric:
+    return Metric(name, ("reinforce",), unit, text)
+
+
 def _dpo(name: str, unit: str, text: str) -> Metric:
-    return Metric(name, ("dpo",), unit, text, "D9")
+    return Metric(name, ("dpo", "online_dpo"), unit, text, "D9")
 
 
 METRICS = (
     Metric(
         "loss/train",
-        ("pretrain", "sft", "dpo", "reward"),
+        ("pretrain", "sft", "dpo", "online_dpo", "reward"),
         "nats",
         "The loss of the step's batch before the step: per token in pretraining and SFT (C2), per "
         "pair for the reward model (D3) and DPO (D9); of DPO without `loss/nll` and "
@@ -73,9 +95,10 @@ METRICS = (
     Metric("lr", TRAINED, "", "Learning rate of the step; in PPO that of the policy.", "B3"),
     Metric(
         "tokens_per_second",
-        ("pretrain", "sft", "ppo"),
+        ("pretrain", "sft", *ONLINE),
         "tokens/s",
-        "Real tokens per second of wall time: trained on, or in PPO sampled, over the whole step.",
+        "Real tokens per second of wall time: trained on, or in online stages sampled, over the "
+        "whole step.",
     ),
     Metric("seconds", ("dpo", "reward"), "s", "Wall time of the step."),
     Metric(
@@ -121,40 +144,48 @@ METRICS = (
         "Mean log-probability of the designated responses, before `dpo.xpo_alpha`; where that is "
         "set.",
     ),
-    _ppo("episode", "episodes", "Responses sampled so far.", "G1"),
-    _ppo(
+    _online("episode", "episodes", "Responses sampled so far.", "G1"),
+    _online(
         "objective/kl",
         "nats/response",
         "Estimated KL from SFT: log-ratios of the sampled tokens, summed over a response, averaged "
         "over responses; 0 at the first update.",
         "F3",
     ),
-    _ppo("objective/kl_per_token", "nats/token", "The same, averaged over response tokens.", "F3"),
-    _ppo(
+    _online(
+        "objective/kl_per_token", "nats/token", "The same, averaged over response tokens.", "F3"
+    ),
+    _online(
         "objective/kl_stderr",
         "nats/response",
         "Standard error of `objective/kl` over the update's responses; tells a negative estimate "
         "from noise.",
         "F3",
     ),
-    _ppo("objective/kl_coef", "score/nat", "The price of KL in this update.", "E1"),
-    _ppo("objective/scores", "score", "Mean reward-model score, without the EOS trick.", "D4"),
-    _ppo("objective/scores_std", "score", "Standard deviation of these scores over responses."),
+    _gradient("objective/kl_coef", "score/nat", "The price of KL in this update.", "E1"),
+    _online("objective/scores", "score", "Mean reward-model score, without the EOS trick.", "D4"),
+    _online("objective/scores_std", "score", "Standard deviation of these scores over responses."),
     _ppo(
         "objective/scores_penalised",
         "score",
         "The same, where a response without EOS has the penalty in place of its score.",
         "E8",
     ),
-    _ppo("objective/non_score_reward", "score", "Mean of `-kl_coef * KL` of a response.", "G5"),
-    _ppo(
+    _gradient(
+        "objective/non_score_reward", "score", "Mean of `-kl_coef * KL` of a response.", "G5"
+    ),
+    _gradient(
         "objective/rlhf_reward",
         "score",
-        "What PPO maximises: the penalised score plus the KL part, per response.",
+        "What is maximised: the penalised score plus the KL part, per response.",
         "G5",
     ),
-    _ppo("objective/gold", "score", "The world's true score of the responses; PPO never sees it."),
-    _ppo(
+    _online(
+        "objective/gold",
+        "score",
+        "The world's true score of the responses; training never sees it.",
+    ),
+    _online(
         "objective/entropy",
         "nats/response",
         "Mean of `-log p` of a sampled response, summed over its tokens through EOS.",
@@ -168,17 +199,23 @@ METRICS = (
         "padding (quirk Q5).",
         "G5",
     ),
-    _ppo("val/eos_rate", "share", "Responses that end by themselves within the length.", "E8"),
-    _ppo("val/response_length", "tokens", "Mean tokens of a response through EOS.", "E4"),
+    _online("val/eos_rate", "share", "Responses that end by themselves within the length.", "E8"),
+    _online("val/response_length", "tokens", "Mean tokens of a response through EOS.", "E4"),
     _ppo(
         "val/explained_variance",
         "",
         "`1 - var(return - value) / var(return)` of the critic before the update; 1 is perfect, 0 "
         "no better than a constant.",
     ),
-    _ppo("loss/policy_avg", "", "Clipped surrogate loss per response token.", "G2"),
+    _gradient(
+        "loss/policy_avg",
+        "",
+        "Clipped surrogate loss per response token; without a critic, divided as `aggregation` "
+        "says.",
+        "G2",
+    ),
     _ppo("loss/value_avg", "score^2", "Clipped squared error of the critic per value slot.", "G3"),
-    _ppo(
+    _gradient(
         "policy/approxkl_avg",
         "nats^2",
         "`0.5 * (log-ratio)^2` of new against old policy, mean over response tokens.",
@@ -191,7 +228,7 @@ METRICS = (
         "As the paper's code has it: the same sum over all slots, padding included.",
         "G5",
     ),
-    _ppo(
+    _gradient(
         "policy/clipfrac_avg",
         "share",
         "Response tokens whose clipped loss is the larger one.",
@@ -205,14 +242,14 @@ METRICS = (
         "overwrites the masked one.",
         "G5",
     ),
-    _ppo(
+    _gradient(
         "policy/entropy_avg",
         "nats/token",
         "Mean entropy of the tempered next-token distribution over response tokens.",
         "G5",
     ),
     _ppo("val/clipfrac_avg", "share", "Value slots whose clipped loss is the larger one.", "G5"),
-    _ppo(
+    _gradient(
         "val/ratio",
         "",
         "Mean probability ratio of new and old policy over response tokens; 1 before the first "
@@ -226,20 +263,58 @@ METRICS = (
         "As the paper's code has it: the mean over all slots, where padding counts as 1.",
         "G5",
     ),
+    _groups(
+        "objective/signal",
+        "",
+        "What is maximised before any price of KL: the score with its penalties, or the preference "
+        "over the rival less 1/2.",
+    ),
+    _reinforce(
+        "objective/rival_scores",
+        "score",
+        "Mean score of greedy responses (ReMax) or of the mixture's (Nash-MD); 0 without rivals.",
+    ),
+    _reinforce(
+        "objective/advantage_size", "", "Mean absolute advantage over tokens that are trained on."
+    ),
+    _groups(
+        "groups/score_std", "", "Mean over prompts of the deviation of their responses' signals."
+    ),
+    _groups("groups/equal", "share", "Groups whose signals are all equal."),
+    Metric(
+        "groups/score_gap",
+        ("online_dpo",),
+        "score",
+        "Mean over prompts of the best response's penalised score less the worst's.",
+    ),
+    _groups(
+        "groups/dropped",
+        "groups",
+        "Groups that were left out: by dynamic sampling, or for want of a pair.",
+    ),
+    _groups(
+        "groups/steps", "steps", "Optimiser steps of the update; 0 where every group was left out."
+    ),
+    _reinforce(
+        "loss/kl_avg",
+        "nats",
+        "KL from SFT in the loss, by `kl_estimator` and divided as the policy loss, before its "
+        "price.",
+    ),
     _ppo("val/ratio_var", "", "Variance of `val/ratio` over the update's optimiser steps.", "G5"),
-    _ppo(
+    _gradient(
         "first_minibatch/ratio",
         "",
         "`val/ratio` of the very first minibatch, before anything moved: 1 but for rounding.",
         "B4",
     ),
-    _ppo(
+    _gradient(
         "first_minibatch/approxkl_avg",
         "nats^2",
         "`policy/approxkl_avg` of the very first minibatch: 0 but for rounding.",
         "B4",
     ),
-    _ppo(
+    _gradient(
         "first_minibatch/clipfrac_avg",
         "share",
         "`policy/clipfrac_avg` of the very first minibatch: 0.",

@@ -2,10 +2,10 @@
 
     python tests/chaos/trajectories.py [--write docs/trajectories.md]
 
-One run of all stages in one process; then each of SFT, reward model, DPO and PPO again from the
-same inputs: broken off after every step and resumed, on two and on four processes, resumed on
-another number of them, and with other micro-batch sizes. The weights are the same to the bit, or
-the table tells how far apart they end, and at which step a journalled number first differs.
+One run of all stages in one process; then each of SFT, reward model, DPO, PPO, GRPO and online DPO
+again from the same inputs: broken off after every step and resumed, on two and on four processes,
+resumed on another number of them, and with other micro-batch sizes. The weights are the same to the
+bit, or the table tells how far apart they end, and at which step a journalled number first differs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from victim import SETTINGS, Victim, untimed
+from victim import ONLINE, SETTINGS, Victim, untimed
 
 from nplus.runs import RunRoot, StageDir
 
-STAGES = ("sft", "reward", "dpo", "ppo")
+STAGES = ("sft", "reward", "dpo", *ONLINE)
 STEPS = 8
 FILES = {"ppo": ("model", "critic")}
 BOUNDS = {"float64": (1e-12, 1e-12), "float32": (5e-5, 5e-5)}
@@ -213,7 +213,7 @@ class Ways:
         yield line("one process, micro-batches of 8", plain)
         for at in range(1, STEPS + 1):
             yield line(f"resumed after step {at}", self.resumed(stage, at))
-        key = "ppo.micro_batch_size" if stage == "ppo" else f"{stage}.batch.micro_batch_size"
+        key = f"{stage}.{'' if stage in ONLINE else 'batch.'}micro_batch_size"
         for size in (1, 2, 4):
             yield line(f"micro-batches of {size}", self.again(stage, f"{key}={size}"))
         for processes in (2, 4):

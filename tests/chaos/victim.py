@@ -28,7 +28,8 @@ from nplus.records import InputError, StopError, StorageError
 from nplus.runs import RunRoot
 from nplus.stages.road import run_road
 
-TRAINED = ("pretrain", "sft", "dpo", "reward", "ppo")
+ONLINE = ("ppo", "reinforce", "online_dpo")
+TRAINED = ("pretrain", "sft", "dpo", "reward", *ONLINE)
 TOLD = (InputError, StopError, StorageError)
 """What a run may end with: one message."""
 SETTINGS = (
@@ -69,6 +70,16 @@ SETTINGS = (
     "ppo.rollout_micro_batch_size=4",
     "ppo.save_steps=1",
     "ppo.sampling.response_length=48",
+    # What is not named here is as in PPO.
+    "reinforce.algorithm=grpo",
+    "reinforce.num_generations=2",
+    "reinforce.missing_eos_penalty=null",
+    "reinforce.kl_target=1",
+    "reinforce.kl_horizon=16",
+    "reinforce.save_steps=1",
+    "online_dpo.num_generations=2",
+    "online_dpo.missing_eos_penalty=null",
+    "online_dpo.save_steps=1",
     "evaluate.max_rows=4",
     "evaluate.response_length=48",
     "evaluate.temperatures=[0.7]",

@@ -1,6 +1,7 @@
 """The contract of every Engine: oracles are plain full forwards, one token at a time, no cache."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import (
 from nplus.batches import Generation, PromptBatch
 from nplus.config.sampling import SamplingConfig
 from nplus.engines.kv import KVEngine, sample_tokens
+from nplus.engines.mixture import mixture_engine
 from nplus.engines.protocol import Engine
 from nplus.models.lm import response_logprobs, sequence_logits
 from nplus.models.toy import toy_config
@@ -56,6 +58,7 @@ def gpt2():
 ENGINES: dict[str, Callable[..., Engine]] = {
     "kv": KVEngine,
     "kv, plain": partial(KVEngine, path="plain"),
+    "a mixture with none": lambda model, **ids: mixture_engine(model, deepcopy(model), 0.0, **ids),
 }
 NETWORKS = {"neox": neox, "llama": llama, "gpt2": gpt2}
 

@@ -3,18 +3,21 @@
 import pytest
 
 from nplus.algorithms import ppo
-from nplus.config import DPOConfig
+from nplus.config import DPOConfig, OnlineDPOConfig, ReinforceConfig
 from nplus.config.batch_plan import batch_plan
+from nplus.config.relatives import ALGORITHMS
 from nplus.data.collate import PairRow
 from nplus.data.tokens import TextRules
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration
 from nplus.seeding import stream
-from nplus.stages import dpo, reward, sft
+from nplus.stages import dpo, on_policy, online_dpo, reward, sft
 from nplus.stages import ppo as ppo_stage
+from nplus.stages import reinforce as reinforce_stage
 from nplus.training.optim import Optimizer
 
 UPDATES = 8
+KINDS = {"reinforce": ReinforceConfig, "online_dpo": OnlineDPOConfig}
 EOS, PAD = 0, 1
 
 
@@ -83,6 +86,50 @@ def ppo_trainer_of(tiny_causal, stage_context):
             kl=ppo.KLController(cfg.kl_coef, target=cfg.kl_target, horizon=cfg.kl_horizon),
             gold=None,
         )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def group_trainer_of(tiny_causal, stage_context):
+    """`group_trainer_of(algorithm, topology=None, compute={}, model={}, **changed)`: 8 updates
+    of 4 prompts with 2 responses each, or 8 with one."""
+
+    def build(algorithm, topology=None, compute=None, model=None, **changed):
+        stage, preset = "reinforce", {"algorithm": algorithm}
+        if algorithm == "online_dpo":
+            stage, preset = algorithm, {}
+        alone = ALGORITHMS.get(algorithm, {}).get("num_generations") == 1
+        settings = {
+            **preset,
+            "batch_size": 8,
+            "num_generations": 1 if alone else 2,
+            "micro_batch_size": 4,
+            "num_mini_batches": 2,
+            "num_iterations": 2,
+            "total_episodes": 8 * UPDATES,
+            "optim": {"learning_rate": 5e-4},
+            "sampling": {"response_length": 7},
+            **changed,
+        }
+        ctx = stage_context(
+            codec=Ids(),
+            topology=topology,
+            compute=compute or {},
+            model=model or {},
+            data={"max_response_tokens": 6},
+            ppo=None,
+            **{stage: KINDS[stage].model_validate(settings).model_dump()},
+        )
+        policy, reference = (tiny_causal().double() for _ in range(2))
+        reward_model = ScalarModel.from_causal(tiny_causal(2).double(), pad_id=PAD, seed=5)
+        queries = ["abcdefghi"[: 1 + i % 9] + str(i) for i in range(11)]
+        posts = [Demonstration(f"p{i}", query, "", {}) for i, query in enumerate(queries)]
+        if algorithm == "online_dpo":
+            method = online_dpo.PairLoss(ctx, policy, reference)
+        else:
+            method = reinforce_stage.PolicyGradient(ctx, policy)
+        return on_policy.Trainer.of(ctx, method, policy, reference, reward_model, posts)
 
     return build
 

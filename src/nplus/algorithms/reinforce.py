@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nplus.batches import GroupRollout, Objective, ReinforceBatch
-from nplus.config import ReinforceConfig
+from nplus.config import GroupConfig, ReinforceConfig
 from nplus.metrics import Mean, Metric, Sum
 from nplus.ops.groups import (
     all_equal,
@@ -23,7 +23,7 @@ from nplus.ops.policy import aggregated, aggregation_count, log_ratios
 from nplus.ops.returns import missing_eos
 
 
-def shaped(scores_B: Tensor, has_eos_B: Tensor, cfg: ReinforceConfig) -> Tensor:
+def shaped(scores_B: Tensor, has_eos_B: Tensor, cfg: GroupConfig) -> Tensor:
     """[B] scores after the EOS trick (Detail E8)."""
     if cfg.missing_eos_penalty is None:
         return scores_B
@@ -76,9 +76,15 @@ def credit(
     if cfg.dynamic_sampling:
         kept_B = ~equal_Q.repeat_interleave(cfg.num_generations)
     advantages_BR = _per_token(advantages_B, kl_BR, mask_BR, kept_B, cfg, kl_coef)
-    metrics = _rollout_metrics(grouped, signals_B, kl_coef)
+    metrics = rollout_metrics(grouped, signals_B)
+    kl_B = kl_per_token(rollout.logprobs_BR, rollout.ref_logprobs_BR, mask_BR).sum(1)
     metrics |= {
-        "objective/advantage_size": Mean.of(advantages_BR.abs(), mask_BR & kept_B.unsqueeze(1)),
+        "objective/rival_scores": Mean.of(grouped.rival_scores_B),
+        "objective/non_score_reward": Mean.of(-kl_coef * kl_B),
+        "objective/rlhf_reward": Mean.of(signals_B - kl_coef * kl_B),
+        "objective/advantage_size": Mean.of(advantages_BR[kept_B].abs(), mask_BR[kept_B])
+        if bool(kept_B.any())
+        else Mean(0.0, 1.0),
         "groups/score_std": Mean.of(_group_std(signals_B.view(groups))),
         "groups/equal": Mean.of(equal_Q),
         "groups/dropped": Sum(float(equal_Q.sum()) if cfg.dynamic_sampling else 0.0),
@@ -133,8 +139,8 @@ def _group_std(signals_QG: Tensor) -> Tensor:
     return signals_QG.std(1)
 
 
-def _rollout_metrics(grouped: GroupRollout, signals_B: Tensor, kl_coef: float) -> dict[str, Metric]:
-    """Under PPO's names what means the same; KL is the log-ratio's mean, whatever is priced."""
+def rollout_metrics(grouped: GroupRollout, signals_B: Tensor) -> dict[str, Metric]:
+    """Under PPO's names what means the same; KL is by k1, whatever is priced."""
     rollout, mask_BR = grouped.rollout, grouped.rollout.generation.response_mask_BR
     kl_BR = kl_per_token(rollout.logprobs_BR, rollout.ref_logprobs_BR, mask_BR)
     kl_B, scores_B = kl_BR.sum(1), rollout.scores_B
@@ -148,10 +154,7 @@ def _rollout_metrics(grouped: GroupRollout, signals_B: Tensor, kl_coef: float) -
         "objective/kl_stderr": Mean(std(kl_B) / max(len(kl_B), 1) ** 0.5, 1.0),
         "objective/scores": Mean.of(scores_B),
         "objective/scores_std": Mean(std(scores_B), 1.0),
-        "objective/rival_scores": Mean.of(grouped.rival_scores_B),
         "objective/signal": Mean.of(signals_B),
-        "objective/non_score_reward": Mean.of(-kl_coef * kl_B),
-        "objective/rlhf_reward": Mean.of(signals_B - kl_coef * kl_B),
         "objective/entropy": Mean.of(-rollout.logprobs_BR.masked_fill(~mask_BR, 0.0).sum(1)),
         "val/eos_rate": Mean.of(rollout.has_eos_B),
         "val/response_length": Mean.of(mask_BR.sum(1)),

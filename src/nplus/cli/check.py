@@ -103,7 +103,11 @@ def _plan(cfg: RunConfig, world_size: int) -> Iterator[str]:
             f"# {name}: {plan.steps} optimiser steps of {stage.batch.batch_size} rows "
             f"({rows} rows, {stage.epochs} epochs, {plan.micro_batches} micro-batches a step)"
         )
-    for name, online in (("ppo", cfg.ppo), ("reinforce", cfg.reinforce)):
+    for name, online in (
+        ("ppo", cfg.ppo),
+        ("reinforce", cfg.reinforce),
+        ("online_dpo", cfg.online_dpo),
+    ):
         if online is not None and name in stages:
             told = asdict(batch_plan(online, world_size=world_size))
             yield f"# {name}: " + ", ".join(f"{key}={value}" for key, value in told.items())

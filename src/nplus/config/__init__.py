@@ -5,9 +5,11 @@ from nplus.config.checkpoint import CheckpointConfig
 from nplus.config.data import ComparisonsConfig, DataConfig, TokenizerConfig, WorldConfig
 from nplus.config.doctor import DoctorConfig
 from nplus.config.dpo import DPOConfig
+from nplus.config.groups import GroupConfig
 from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
 from nplus.config.online import OnlineConfig
+from nplus.config.online_dpo import OnlineDPOConfig
 from nplus.config.optim import BatchConfig, OptimConfig
 from nplus.config.ppo import PPOConfig
 from nplus.config.preference import PreferenceConfig
@@ -33,10 +35,12 @@ __all__ = [
     "DataConfig",
     "DoctorConfig",
     "EvaluateConfig",
+    "GroupConfig",
     "JudgeConfig",
     "LabelConfig",
     "ModelConfig",
     "OnlineConfig",
+    "OnlineDPOConfig",
     "OptimConfig",
     "PPOConfig",
     "PreferenceConfig",

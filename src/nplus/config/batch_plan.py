@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nplus.config.groups import GroupConfig
 from nplus.config.optim import BatchConfig
 from nplus.config.ppo import PPOConfig
-from nplus.config.reinforce import ReinforceConfig
 from nplus.config.run import RunConfig
 from nplus.records import InputError
 
@@ -49,14 +49,14 @@ class SupervisedPlan:
     """Rows seen: `steps * batch_size`."""
 
 
-def batch_plan(ppo: PPOConfig | ReinforceConfig, *, world_size: int = 1) -> BatchPlan:
+def batch_plan(ppo: PPOConfig | GroupConfig, *, world_size: int = 1) -> BatchPlan:
     """The plan of an online stage over `world_size` processes; `InputError` where the rows do not
     divide."""
     _positive(world_size)
     if isinstance(ppo, PPOConfig):
         name, passes = "ppo", ppo.num_ppo_epochs
     else:
-        name, passes = "reinforce", ppo.num_iterations
+        name, passes = ppo.stage, ppo.num_iterations
     per_minibatch, rest = divmod(ppo.batch_size, world_size * ppo.num_mini_batches)
     if rest:
         raise InputError(
@@ -80,7 +80,7 @@ def batch_plan(ppo: PPOConfig | ReinforceConfig, *, world_size: int = 1) -> Batc
 
 def require_batches(config: RunConfig, *, world_size: int = 1) -> None:
     """InputError where the batches of an online stage of this run do not divide."""
-    for stage in (config.ppo, config.reinforce):
+    for stage in (config.ppo, config.reinforce, config.online_dpo):
         if stage is not None:
             batch_plan(stage, world_size=world_size)
 

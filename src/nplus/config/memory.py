@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nplus.config.batch_plan import batch_plan
+from nplus.config.groups import GroupConfig
 from nplus.config.ppo import PPOConfig
-from nplus.config.reinforce import ReinforceConfig
 from nplus.config.run import RunConfig
 from nplus.config.shapes import Shape
 
@@ -126,8 +126,8 @@ def memory_plan(cfg: RunConfig, shape: Shape, *, world_size: int = 1) -> dict[st
     }
     if cfg.ppo is not None:
         found["ppo"] = _ppo(cfg, cfg.ppo, shape, world_size)
-    if cfg.reinforce is not None:
-        found["reinforce"] = _reinforce(cfg, cfg.reinforce, shape, world_size)
+    for groups in filter(None, (cfg.reinforce, cfg.online_dpo)):
+        found[groups.stage] = _groups(cfg, groups, shape, world_size)
     if cfg.dpo is not None:
         found["dpo"] = _dpo(cfg, shape, world_size)
     return {name: found[name] for name in cfg.stage_names() if name in found}
@@ -220,7 +220,7 @@ def _ppo(cfg: RunConfig, ppo: PPOConfig, shape: Shape, world_size: int) -> Need:
     return _with_rollouts(ppo, shape, states, kept, tokens, precision, world_size)
 
 
-def _reinforce(cfg: RunConfig, stage: ReinforceConfig, shape: Shape, world_size: int) -> Need:
+def _groups(cfg: RunConfig, stage: GroupConfig, shape: Shape, world_size: int) -> Need:
     precision = Precision.of(cfg.model.dtype, stage.autocast)
     response = stage.sampling.response_length
     rows, tokens = stage.micro_batch_size, cfg.data.max_query_tokens + response
@@ -232,7 +232,7 @@ def _reinforce(cfg: RunConfig, stage: ReinforceConfig, shape: Shape, world_size:
 
 
 def _with_rollouts(
-    stage: PPOConfig | ReinforceConfig,
+    stage: PPOConfig | GroupConfig,
     shape: Shape,
     states: States,
     kept: float,

@@ -16,8 +16,6 @@ PRESETS: dict[tuple[str, str], tuple[Collection[str], Callable[[str], Tree]]] = 
     ("reinforce", "algorithm"): (ALGORITHMS, algorithm_tree),
 }
 """Keys that set others: their names, and the settings of one."""
-LIKE_PPO = ("reinforce",)
-"""Components that begin, where a recipe has none, with the run's PPO's values of these keys."""
 TAKEN_FROM_PPO = (
     "total_episodes",
     "batch_size",
@@ -34,6 +32,11 @@ TAKEN_FROM_PPO = (
     "missing_eos",
     "sample_steps",
 )
+LIKE_PPO: dict[str, tuple[str, ...]] = {
+    "reinforce": TAKEN_FROM_PPO,
+    "online_dpo": tuple(key for key in TAKEN_FROM_PPO if key != "tempered"),
+}
+"""Components that begin, where a recipe has none, with the run's PPO's values of these keys."""
 
 
 def prepared(base: Tree, layers: Sequence[Tree]) -> Tree:
@@ -45,9 +48,9 @@ def switched_on(base: Tree, layers: Sequence[Tree]) -> Tree:
     """`base` with what components of `LIKE_PPO` begin with, where the layers have them first."""
     parts = (tree["ppo"] for tree in layers if isinstance(tree.get("ppo"), dict))
     ppo: Tree = reduce(merge, parts, base["ppo"] or {})
-    for part in LIKE_PPO:
+    for part, keys in LIKE_PPO.items():
         if base[part] is None and any(isinstance(tree.get(part), dict) for tree in layers):
-            base = {**base, part: {key: ppo[key] for key in TAKEN_FROM_PPO if key in ppo}}
+            base = {**base, part: {key: ppo[key] for key in keys if key in ppo}}
     return base
 
 

@@ -6,49 +6,19 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nplus.config.base import Config
-from nplus.config.optim import OptimConfig
+from nplus.config.groups import GroupConfig
 from nplus.config.relatives import ALGORITHMS, AlgorithmName, algorithm_tree
-from nplus.config.sampling import SamplingConfig
 
 GROUP_ONLY = ("leave_one_out", "group_mean")
 """Baselines of a prompt's other responses."""
 
 
-class ReinforceConfig(Config):
+class ReinforceConfig(GroupConfig):
     """Policy gradients on groups of responses. Names are TRL's where they mean the same."""
 
     algorithm: AlgorithmName = "rloo"
     """Whose policy gradient: sets every key that the algorithms disagree on
     (`config/relatives.py`); keys given beside it win."""
-    total_episodes: int = Field(1_000_000, ge=1)
-    """Responses sampled in all; updates = total_episodes // batch_size."""
-    batch_size: int = Field(512, ge=1)
-    """Responses per update, over all processes: batch_size / num_generations prompts."""
-    num_generations: int = Field(4, ge=1)
-    """Responses to each prompt (K; the group)."""
-    num_iterations: int = Field(1, ge=1)
-    """Passes over each rollout batch."""
-    num_mini_batches: int = Field(1, ge=1)
-    """Optimiser steps per pass."""
-    micro_batch_size: int = Field(16, ge=1)
-    """Rows of one forward and backward; changes memory, never the result."""
-    rollout_micro_batch_size: int = Field(64, ge=1)
-    """Rows of one generation or scoring forward."""
-    reshuffle: bool = True
-    """A new order of the prompts at each pass over them (Detail E2)."""
-    optim: OptimConfig = OptimConfig(lr_scheduler_type="linear")
-    sampling: SamplingConfig = SamplingConfig()
-    """Rollout sampling (details E4, E5)."""
-    tempered: tuple[Literal["old", "reference", "new"], ...] = ("old", "reference", "new")
-    """Which log-probs are of the tempered distribution (Detail E5)."""
-    stop_token: Literal["eos", "none"] = "eos"
-    """`eos`: what follows the first EOS is cut away before the score (Detail E7)."""
-    old_logprobs: Literal["trainer", "sampler"] = "trainer"
-    """Old log-probs from a forward of the training path, or the sampler's own (Detail E6)."""
-    autocast: Literal["none", "bfloat16"] = "none"
-    """Autocast of the training forwards; log-probs then differ from the rollout's (Detail B4)."""
-
     signal: Literal["score", "preference"] = "score"
     """What is maximised: the score, or `sigmoid(score - rival's) - 1/2` beside a response to the
     same prompt drawn from a mixture of policy and reference (Nash-MD)."""
@@ -69,10 +39,6 @@ class ReinforceConfig(Config):
     """Advantages less their mean, over their deviation, in the whole batch: one for each response
     (unbiased, `scale_eps` added; TRL's `normalize_advantages`), or over all tokens (biased, 1e-8
     under the root)."""
-    missing_eos_penalty: float | None = Field(1.0, gt=0)
-    """What a response without EOS costs (Detail E8); None keeps the reward model's score."""
-    missing_eos: Literal["replace", "subtract"] = "replace"
-    """`replace`: the score becomes minus the penalty; `subtract`: it loses the penalty."""
     overlong_share: float | None = Field(None, gt=0, le=1)
     """Last share of `sampling.response_length` in which the score falls linearly by up to
     `overlong_penalty` (DAPO, equation 13); None has none."""
@@ -111,13 +77,6 @@ class ReinforceConfig(Config):
     kl_horizon: int = Field(10_000, ge=1)
     """Episodes over which an adaptive beta reacts."""
 
-    save_steps: int = Field(0, ge=0)
-    """Checkpoint every so many updates; 0 only at the end."""
-    sample_steps: int = Field(5, ge=1)
-    """Write readable samples every so many updates."""
-    target_kl_stop: float | None = Field(None, gt=0)
-    """Stop with an error when the mean sequence KL passes this; None never stops."""
-
     @model_validator(mode="before")
     @classmethod
     def _of_its_algorithm(cls, given: Any) -> Any:
@@ -127,38 +86,27 @@ class ReinforceConfig(Config):
         return algorithm_tree(given["algorithm"]) | given
 
     @model_validator(mode="after")
-    def _plan(self) -> Self:
-        require_plan(self)
+    def _meant(self) -> Self:
         for why in contradictions(self):
             raise ValueError(why)
         return self
 
     @property
-    def prompts(self) -> int:
-        """Prompts of one update."""
-        return self.batch_size // self.num_generations
+    def stage(self) -> str:
+        """See `GroupConfig`."""
+        return "reinforce"
 
+    @property
+    def rival(self) -> Literal["none", "greedy", "mixture"]:
+        """See `GroupConfig`."""
+        if self.signal == "preference":
+            return "mixture"
+        return "greedy" if self.baseline == "greedy" else "none"
 
-def require_plan(cfg: Any) -> None:
-    """ValueError where episodes, batches, groups and minibatches do not divide."""
-    if cfg.total_episodes < cfg.batch_size:
-        raise ValueError(
-            f"total_episodes={cfg.total_episodes} is less than batch_size={cfg.batch_size}: "
-            "not one update; raise total_episodes or lower batch_size"
-        )
-    parts = (("num_generations", cfg.num_generations), ("num_mini_batches", cfg.num_mini_batches))
-    for key, part in parts:
-        if cfg.batch_size % part:
-            raise ValueError(
-                f"batch_size={cfg.batch_size} is not a multiple of {key}={part}; choose one that "
-                "divides it"
-            )
-    minibatch = cfg.batch_size // cfg.num_mini_batches
-    if minibatch % cfg.micro_batch_size:
-        raise ValueError(
-            f"a minibatch of {minibatch} rows is not a multiple of "
-            f"micro_batch_size={cfg.micro_batch_size}; choose one that divides it"
-        )
+    @property
+    def rival_share(self) -> float:
+        """See `GroupConfig`."""
+        return self.mixture_coef
 
 
 def contradictions(cfg: ReinforceConfig) -> list[str]:
@@ -192,15 +140,5 @@ def contradictions(cfg: ReinforceConfig) -> list[str]:
         found.append(
             "signal=preference with baseline=greedy: the rival is drawn from a mixture; set "
             "baseline=none"
-        )
-    if cfg.stop_token == "none" and cfg.sampling.stop == "eos":
-        found.append(
-            "stop_token=none with sampling.stop=eos: there is nothing after EOS to keep; "
-            "set sampling.stop=length"
-        )
-    if "old" not in cfg.tempered and cfg.old_logprobs == "sampler":
-        found.append(
-            "tempered without old and old_logprobs=sampler: the sampler's log-probs are tempered; "
-            "set old_logprobs=trainer"
         )
     return found

@@ -14,6 +14,7 @@ from nplus.config.dpo import DPOConfig
 from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
 from nplus.config.online import OnlineConfig
+from nplus.config.online_dpo import OnlineDPOConfig
 from nplus.config.ppo import PPOConfig
 from nplus.config.preference import PreferenceConfig
 from nplus.config.reinforce import ReinforceConfig
@@ -26,7 +27,7 @@ from nplus.config.stages import (
     SFTConfig,
 )
 
-ONLINE = ("ppo", "reinforce")
+ONLINE = ("ppo", "reinforce", "online_dpo")
 """Stages that train a policy on its own scored responses."""
 
 
@@ -50,6 +51,7 @@ class RunConfig(Config):
     preference: PreferenceConfig | None = None
     ppo: PPOConfig | None = PPOConfig()
     reinforce: ReinforceConfig | None = None
+    online_dpo: OnlineDPOConfig | None = None
     dpo: DPOConfig | None = None
     online: OnlineConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()

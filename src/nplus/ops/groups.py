@@ -79,15 +79,29 @@ def group_advantages(
         if name not in known:
             raise ValueError(f"unknown baseline or scale {name!r}; known: {sorted(known)}")
     gain_QG = rewards_QG - BASELINES[baseline](rewards_QG, greedy_QG)
+    if scale != "none":
+        gain_QG = gain_QG / (SCALES[scale](rewards_QG) + eps)
     if baseline in ("group_mean", "leave_one_out"):
-        # A mean of equal numbers may miss them by an ulp, which a deviation near 0 would magnify.
+        # A mean of equal numbers may miss them by an ulp, which a deviation near 0 magnifies.
         gain_QG = gain_QG.masked_fill(all_equal(rewards_QG).unsqueeze(1), 0.0)
-    return gain_QG if scale == "none" else gain_QG / (SCALES[scale](rewards_QG) + eps)
+    return gain_QG
 
 
 def all_equal(rewards_QG: Tensor) -> Tensor:
-    """[Q] bool: groups whose rewards are all the same, which teach a group's baseline nothing."""
-    return rewards_QG.amax(1) == rewards_QG.amin(1)
+    """[Q] bool: groups whose rewards are all the same, which teach a group's baseline nothing;
+    False for groups of one."""
+    if rewards_QG.shape[1] == 1:
+        return torch.zeros_like(rewards_QG[:, 0], dtype=torch.bool)
+    return torch.eq(rewards_QG.amax(1), rewards_QG.amin(1))
+
+
+def best_and_worst(scores_QG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`best_Q, worst_Q, apart_Q`: the first highest and the first lowest of each group, and whether
+    they differ at all."""
+    best_Q, worst_Q = scores_QG.argmax(1), scores_QG.argmin(1)
+    highest_Q1 = scores_QG.gather(1, best_Q.unsqueeze(1))
+    lowest_Q1 = scores_QG.gather(1, worst_Q.unsqueeze(1))
+    return best_Q, worst_Q, torch.ne(highest_Q1, lowest_Q1).squeeze(1)
 
 
 def standardised(values_B: Tensor, *, eps: float = 1e-4) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 
@@ -75,12 +74,3 @@ def aggregation_count(mask_BR: Tensor, *, how: str, width: int) -> float:
         "constant": rows * width,
         "sequence_sum": rows,
     }[how]
-
-
-def best_and_worst(scores_QG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`best_Q, worst_Q, apart_Q`: the first highest and the first lowest of each group, and whether
-    they differ at all."""
-    best_Q, worst_Q = scores_QG.argmax(1), scores_QG.argmin(1)
-    highest_Q1 = scores_QG.gather(1, best_Q.unsqueeze(1))
-    lowest_Q1 = scores_QG.gather(1, worst_Q.unsqueeze(1))
-    return best_Q, worst_Q, torch.ne(highest_Q1, lowest_Q1).squeeze(1)

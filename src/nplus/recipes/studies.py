@@ -39,12 +39,12 @@ STUDIES: dict[str, Study] = {
         arms=(
             Arm("SFT", "online", "sft"),
             Arm("offline DPO", "online", "dpo"),
-            Arm("online DPO", "online", "online"),
+            Arm("iterative DPO", "online", "online"),
         ),
         contrasts=(
             ("offline DPO", "SFT"),
-            ("online DPO", "SFT"),
-            ("online DPO", "offline DPO"),
+            ("iterative DPO", "SFT"),
+            ("iterative DPO", "offline DPO"),
         ),
     ),
 }

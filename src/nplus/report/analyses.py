@@ -200,9 +200,9 @@ def _trend(ax: Axes, matched: Row, low: float, high: float) -> None:
 
 def over_optimisation(run: RunView) -> Panel | None:
     """Proxy and gold score against the square root of KL (Gao et al., 2022); None without both."""
-    kl = run.curve("ppo", "objective/kl")
+    kl = run.curve(run.online, "objective/kl")
     kinds = (("objective/gold", "gold", GREEN), ("objective/scores", "proxy (reward model)", BLUE))
-    drawn = [(found, label, c) for m, label, c in kinds if (found := run.curve("ppo", m))]
+    drawn = [(found, label, c) for m, label, c in kinds if (found := run.curve(run.online, m))]
     if kl is None or not drawn:
         return None
     distance = dict(zip(kl.steps, np.sqrt(np.maximum(kl.values, 0.0)), strict=True))

@@ -27,6 +27,8 @@ TAGS = {
     "sft": ("sft", "text-generation", "summarization"),
     "reward": ("reward-model", "rlhf", "text-classification"),
     "ppo": ("ppo", "rlhf", "text-generation", "summarization"),
+    "reinforce": ("reinforce", "rlhf", "text-generation", "summarization"),
+    "online_dpo": ("dpo", "rlhf", "text-generation", "summarization"),
     "dpo": ("dpo", "rlhf", "text-generation", "summarization"),
 }
 WHAT = {
@@ -34,6 +36,9 @@ WHAT = {
     "sft": "A summarisation policy fine-tuned on demonstrations.",
     "reward": "A Bradley-Terry reward model: one number per post and summary, higher is better.",
     "ppo": "A summarisation policy trained by PPO against a reward model, from the SFT policy.",
+    "reinforce": "A summarisation policy trained by policy gradients against a reward model, from "
+    "the SFT policy.",
+    "online_dpo": "A summarisation policy trained by DPO on its own best and worst responses.",
     "dpo": "A summarisation policy trained by DPO on comparisons, from the SFT policy.",
 }
 QUERY = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"

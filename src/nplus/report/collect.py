@@ -14,7 +14,8 @@ from nplus.report.shapes import ROUNDS, ROW, VIEW, odd, require_results
 from nplus.runs import Manifest, RunRoot, StageDir
 
 FIRST = ("data", "pretrain", "sft", "sample", "label", "dpo", "preference", "reward")
-LAST = ("online", "ppo", "evaluate")
+ONLINE = ("ppo", "reinforce", "online_dpo")
+LAST = ("online", *ONLINE, "evaluate")
 """Stages in the order of a run; the rounds of the online loop stand between, as they came."""
 
 Row = Mapping[str, Any]
@@ -93,6 +94,17 @@ class RunView:
     @property
     def complete(self) -> bool:
         return bool(self.evaluation) and all(s.status == "complete" for s in self.stages.values())
+
+    @property
+    def online(self) -> str:
+        """The stage that trained on its own responses: PPO, or the first of the others."""
+        return next((name for name in ONLINE if name in self.stages), ONLINE[0])
+
+    @property
+    def algorithm(self) -> str:
+        """What the stage `reinforce` is, in one word; empty without it."""
+        known = "reinforce" in self.stages
+        return str((self.config.get("reinforce") or {}).get("algorithm", "")) if known else ""
 
     def curve(self, stage: str, metric: str) -> Curve | None:
         view = self.stages.get(stage)

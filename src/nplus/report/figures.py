@@ -91,6 +91,26 @@ def _ppo(title: str, note: str, *series: tuple[str, str, str]) -> Plan:
     return Plan("ppo", title, note, series, "PPO update")
 
 
+GROUPS = (
+    ("Reward model score", "Of all responses.", (("objective/scores", "score", BLUE),)),
+    (
+        "Gold score",
+        "The world's true score of the rollouts.",
+        (("objective/gold", "gold", GREEN),),
+    ),
+    ("KL from SFT", "Sequence KL, in nats.", (("objective/kl", "KL", ORANGE),)),
+    ("Response length", "Tokens per rollout.", (("val/response_length", "tokens", BLUE),)),
+    ("EOS rate", "Share of rollouts that end by themselves.", (("val/eos_rate", "EOS", BLUE),)),
+    (
+        "Spread within groups",
+        "Deviation of a prompt's responses, and the share of groups without any.",
+        (("groups/score_std", "deviation", BLUE), ("groups/equal", "all equal", ORANGE)),
+    ),
+    ("Policy loss", "Clipped surrogate.", (("loss/policy_avg", "policy", BLUE),)),
+    ("Token entropy", "Mean over response tokens.", (("policy/entropy_avg", "entropy", GREEN),)),
+    ("Pair loss", "Per pair; ln 2 at the start.", (("loss/train", "loss", BLUE),)),
+)
+"""Curves of the stages that answer each prompt several times, those that a stage has."""
 PLANS = (
     _ppo("Reward model score", "What PPO maximises.", ("objective/scores", "score", BLUE)),
     _ppo(
@@ -127,6 +147,7 @@ PLANS = (
     ),
     _ppo("Probability ratio", "Mean; 1 is no change.", ("val/ratio", "ratio", BLUE)),
     _ppo("Learning rate", "Policy.", ("lr", "lr", GREEN)),
+    *(Plan(stage, *shown, "update") for stage in ("reinforce", "online_dpo") for shown in GROUPS),
     Plan("pretrain", "Pretraining loss", "Nats per token.", (("loss/train", "loss", BLUE),)),
     Plan("sft", "SFT loss", "Nats per token.", (("loss/train", "loss", BLUE),)),
     Plan("dpo", "DPO loss", "Per pair; ln 2 at the start.", (("loss/train", "loss", BLUE),)),

@@ -18,7 +18,7 @@ import jinja2
 
 from nplus.report import analyses, figures, rounds
 from nplus.report.against import against_rows, coverage
-from nplus.report.collect import Row, RunView, StageView, collect, number
+from nplus.report.collect import ONLINE, Row, RunView, StageView, collect, number
 from nplus.report.data_check import page_row
 from nplus.report.shapes import SYSTEMS
 from nplus.report.tables import (
@@ -43,8 +43,8 @@ MAX_ROWS = 4000
 """Table rows embedded in the page (about 1 kB each); the rest stay in the run's table."""
 SHOWN_STEPS = 8
 SHOWN_SAMPLES = 4
-PRICE = ("ppo-kl-from-sft", "ppo-response-length")
-CURVE_STAGES = ("ppo", "dpo", "reward", "sft", "pretrain")
+PRICE = tuple(f"{stage}-{name}" for stage in ONLINE for name in ("kl-from-sft", "response-length"))
+CURVE_STAGES = ("ppo", "reinforce", "online_dpo", "dpo", "reward", "sft", "pretrain")
 UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
@@ -76,8 +76,9 @@ def render(run: RunView) -> str:
     agreed = analyses.agreement(evaluation)
     loop = rounds.Rounds.of(run)
     drawn = {name: figures.curves(run, name) for name in CURVE_STAGES}
-    price = [p for p in drawn["ppo"] if p.name in PRICE]
-    drawn["ppo"] = [p for p in drawn["ppo"] if p.name not in PRICE]
+    online = run.online
+    price = [p for p in drawn[online] if p.name in PRICE]
+    drawn[online] = [p for p in drawn[online] if p.name not in PRICE]
     return environment.get_template("template.html").render(
         run=run,
         style=(HERE / "page.css").read_text(encoding="utf-8"),
@@ -105,7 +106,7 @@ def render(run: RunView) -> str:
         curves=[(name, _drawn(panels)) for name, panels in drawn.items()],
         table=safe_json(posts(run.table)),
         table_rows=min(len(run.table), MAX_ROWS),
-        samples=rollouts(run.stages.get("ppo")),
+        samples=rollouts(run.stages.get(online)),
         config=outline(run.config),
         stages=[_stage(stage) for stage in run.stages.values()],
         versions=_versions(run),
@@ -180,10 +181,10 @@ def tiles(run: RunView) -> Iterator[tuple[str, str, str]]:
                 f"{whose(row)}win rate against {system_name(row.get('opponent'))}",
                 f"{low_high}, {detail}",
             )
-    kl = run.curve("ppo", "objective/kl")
+    kl = run.curve(run.online, "objective/kl")
     if kl:
         yield plain(kl.tail()), "KL from SFT, nats per response", f"update {kl.steps[-1]:,}"
-    length = run.curve("ppo", "val/response_length")
+    length = run.curve(run.online, "val/response_length")
     if length:
         yield plain(length.tail()), "tokens per rollout", f"{plain(length.values[0])} at the start"
     found = (run.evaluation.get("reward_model") or {}).get("accuracy")

@@ -8,7 +8,7 @@ from typing import Any
 
 from nplus.records import InputError
 
-SYSTEMS = ("reference", "sft", "ppo", "dpo", "online")
+SYSTEMS = ("reference", "sft", "ppo", "reinforce", "online_dpo", "dpo", "online")
 NUMBER, TEXT, NAMED = "a number", "text", "an object"
 Shape = Any
 """`NUMBER`, `TEXT`, `NAMED`, `[shape]` for a list, or `{key: shape}` for an object. None is always
@@ -40,7 +40,7 @@ EVALUATION: Shape = {
     "systems": [{"policy": TEXT, "split": TEXT, "kl": MEAN, "wrong_fact_rate": MEAN}],
     "win_rates": [{**MATCH, **RATE, "length_matched": {**RATE, "bins": [{**BIN, "rate": NUMBER}]}}],
     "agreement": [{**MATCH, **RATE, "decided": RATE}],
-    **{f"wrong_facts_{name}_minus_sft": [MEAN] for name in ("ppo", "dpo", "online")},
+    **{f"wrong_facts_{policy}_minus_sft": [MEAN] for policy in SYSTEMS[2:]},
     **dict.fromkeys(("reward_model", "implicit_reward"), MODEL),
     "token_view": [{"policy": TEXT, "unchanged": RATE, "marginal": RATE, "shifted": RATE}],
     "copy": NAMED,

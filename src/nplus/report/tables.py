@@ -17,10 +17,12 @@ NAMES = {
     "reference": "the reference",
     "sft": "SFT",
     "ppo": "PPO",
+    "reinforce": "REINFORCE",
+    "online_dpo": "online DPO",
     "dpo": "DPO",
-    "online": "online DPO",
+    "online": "iterative DPO",
 }
-TUNED = ("ppo", "online", "dpo")
+TUNED = ("ppo", "reinforce", "online_dpo", "online", "dpo")
 """Policies that are tuned from SFT, the one the verdict is about first."""
 SPLITS = {
     "test": "test posts",
@@ -125,6 +127,8 @@ def headline(run: RunView) -> str:
 def sentences(run: RunView) -> list[str]:
     """What the numbers say, in plain words; empty without an evaluation."""
     out = []
+    if algorithm := run.algorithm:
+        out.append(f"REINFORCE stands here for {algorithm} (reinforce.algorithm).")
     for row in headline_rows(run.evaluation):
         out.append(
             f"{policy_name(row)} is {compared(row)} {system_name(row.get('opponent'))}: it wins "
@@ -137,7 +141,7 @@ def sentences(run: RunView) -> list[str]:
     judge = run.evaluation.get("judge")
     if judge == "reward":
         out.append(
-            "The judge is the reward model that PPO was trained on: this shows how far "
+            "The judge is the reward model that policies were trained on: this shows how far "
             "optimisation went, not whether readers would agree."
         )
     elif judge == "gold":

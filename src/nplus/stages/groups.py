@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nplus.batches import GroupRollout, PromptBatch
-from nplus.config import ReinforceConfig, SamplingConfig
+from nplus.config import GroupConfig, SamplingConfig
 from nplus.data.collate import prompt_batch
 from nplus.engines.mixture import mixture_engine
 from nplus.engines.protocol import Engine
@@ -30,10 +30,10 @@ GREEDY = 1e-4
 
 
 def prompts_of(
-    posts: list[Demonstration], cfg: ReinforceConfig, ctx: Context, step: int, stage: str
+    posts: list[Demonstration], cfg: GroupConfig, ctx: Context, step: int
 ) -> list[Demonstration]:
     """The prompts of one update: passes over the SFT queries, reshuffled each time (Detail E2)."""
-    count, name = cfg.prompts, f"{stage} prompts"
+    count, name = cfg.prompts, f"{cfg.stage} prompts"
     start = step * count
     if cfg.reshuffle:
         return [posts[i] for i in take(ctx.seed, name, len(posts), start, count)]
@@ -52,11 +52,10 @@ def group_noise(
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The networks that respond and score; `stage` names prompts and noise."""
+    """The networks that respond and score."""
 
     ctx: Context
-    cfg: ReinforceConfig
-    stage: str
+    cfg: GroupConfig
     policy: PreTrainedModel
     reference: PreTrainedModel
     reward_model: ScalarModel
@@ -72,7 +71,7 @@ class Groups:
         ctx, cfg = self.ctx, self.cfg
         prompts = self._repeated(posts)
         keys = [post.id for post in posts]
-        name = f"{self.stage} rollout {step}"
+        name = f"{cfg.stage} rollout {step}"
         noise_BR = group_noise(ctx.seed, name, keys, cfg.sampling, cfg.num_generations)
         rollout = collect(
             ctx.engine(self.policy),
@@ -116,20 +115,20 @@ class Groups:
         mixture once a row; zeros where there are none."""
         ctx, cfg = self.ctx, self.cfg
         samples = cfg.num_generations
-        if cfg.baseline == "greedy":
+        if cfg.rival == "greedy":
             once = prompts.rows(torch.arange(0, len(prompts), samples))
             sampling = cfg.sampling.model_copy(update={"temperature": GREEDY})
             noise_QR = torch.full((len(once), sampling.response_length), 0.5)
             found = self._scored(ctx.engine(self.policy), once, sampling, noise_QR)
             return found[0].repeat_interleave(samples), found[1].repeat_interleave(samples)
-        if cfg.signal == "preference":
+        if cfg.rival == "mixture":
             keys = [post.id for post in posts]
-            name = f"{self.stage} rivals {step}"
+            name = f"{cfg.stage} rivals {step}"
             noise_BR = group_noise(ctx.seed, name, keys, cfg.sampling, samples)
             engine = mixture_engine(
                 self.policy,
                 self.reference,
-                cfg.mixture_coef,
+                cfg.rival_share,
                 eos_id=ctx.codec.eos_id,
                 pad_id=ctx.codec.pad_id,
             )

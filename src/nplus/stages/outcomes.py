@@ -35,7 +35,7 @@ def main_policy(config: RunConfig) -> str:
     return max(made, key=POLICY_ORDER.index, default="sft")
 
 
-POLICY_ORDER = ("sft", "dpo", "online", "reinforce", "ppo")
+POLICY_ORDER = ("sft", "dpo", "online", "online_dpo", "reinforce", "ppo")
 """Policies, the one that a run is about last."""
 
 

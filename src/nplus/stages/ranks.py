@@ -21,7 +21,17 @@ from nplus.distributed.topology import Topology
 from nplus.runs import RunRoot, StageDir
 from nplus.stages.tuning.settle import Settled
 
-TOGETHER = ("pretrain", "sft", "sample", "dpo", "preference", "reward", "ppo", "reinforce")
+TOGETHER = (
+    "pretrain",
+    "sft",
+    "sample",
+    "dpo",
+    "preference",
+    "reward",
+    "ppo",
+    "reinforce",
+    "online_dpo",
+)
 """Stages whose work all processes share; the others are the first one's alone."""
 STEPS_TOGETHER = ("sample", "train")
 """The same of the steps of the online loop."""

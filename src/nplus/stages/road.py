@@ -34,6 +34,7 @@ from nplus.stages import (
     dpo,
     evaluate,
     label,
+    online_dpo,
     ppo,
     preference,
     pretrain,
@@ -48,6 +49,7 @@ from nplus.stages.copying import require_copying
 from nplus.stages.doctor.watch import Watch
 from nplus.stages.online import steps
 from nplus.stages.ranks import Follower, dismiss, lead, telling
+from nplus.stages.systems import POLICIES
 from nplus.stages.tuning.settle import Settled, settle
 
 VERSIONS = {
@@ -60,6 +62,7 @@ VERSIONS = {
     "reward": 2,
     "ppo": 1,
     "reinforce": 1,
+    "online_dpo": 1,
     "dpo": 1,
     "online": 1,
     "evaluate": 4,
@@ -83,8 +86,9 @@ INPUTS = {
     "reward": ("data", "sft", "label"),
     "ppo": ("data", "sft", "reward"),
     "reinforce": ("data", "sft", "reward"),
+    "online_dpo": ("data", "sft", "reward"),
     "dpo": ("data", "sft", "label"),
-    "evaluate": ("data", "sft", "label", "reward", "ppo", "reinforce", "dpo", "online"),
+    "evaluate": ("data", "sft", "label", "reward", *POLICIES[1:]),
 }
 
 
@@ -223,6 +227,7 @@ def stage_functions(ctx: Context) -> dict[str, Callable[[StageDir], Any]]:
         },
         "ppo": lambda where: ppo.run(where, ctx),
         "reinforce": lambda where: reinforce.run(where, ctx),
+        "online_dpo": lambda where: online_dpo.run(where, ctx),
         "dpo": lambda where: dpo.run(where, ctx),
         "preference": lambda where: preference.run(where, ctx),
         **steps.functions(ctx),

@@ -12,7 +12,7 @@ from nplus.records import Margin, read_records
 from nplus.runs import Manifest
 from nplus.stages.grid import Entry, Grid, cell_rows
 
-POLICIES = ("sft", "ppo", "dpo", "reinforce")
+POLICIES = ("sft", "ppo", "dpo")
 ACCURACIES = ("accuracy", "gold_accuracy", "swap_accuracy")
 
 

@@ -18,7 +18,7 @@ from nplus.stages.scorers import Gold, RewardScorer
 from nplus.stats import bootstrap_mean, mean_difference
 
 REFERENCE = "reference"
-POLICIES = ("sft", "ppo", "dpo", "reinforce", "online")
+POLICIES = ("sft", "ppo", "dpo", "reinforce", "online_dpo", "online")
 """Stages that make a policy; the first is what the others are tuned from."""
 
 
@@ -38,13 +38,16 @@ class System:
     covered: list[tuple[str, ...]]
     wrong: list[tuple[tuple[str, str], ...]]
     """Facts stated wrongly, as (slot, value); empty lists without a gold scorer."""
+    called: str = ""
+    """What its stage trained it by, where the stage's name does not tell: `rloo`."""
     kl: list[float] = field(default_factory=list)
     """Nats from SFT; empty for SFT itself, for texts from elsewhere and near-greedy responses."""
 
     @property
     def label(self) -> str:
-        """`ppo@0.7`; without a temperature just the name."""
-        return self.policy if self.temperature is None else f"{self.policy}@{self.temperature:g}"
+        """`ppo@0.7`, `rloo@0.7`; without a temperature just the name."""
+        name = self.called or self.policy
+        return name if self.temperature is None else f"{name}@{self.temperature:g}"
 
     def part(self, name: str, index: Sequence[int]) -> System:
         """The same of some of the posts, under a name of their own."""
@@ -62,6 +65,8 @@ class Judges:
     reward: RewardScorer
     gold: Gold | None
     comparator: Comparator | None = None
+    called: Mapping[str, str] = field(default_factory=dict)
+    """Names of policies whose stage's does not tell how they were trained."""
 
     def system(
         self,
@@ -89,6 +94,7 @@ class Judges:
             score=[g.total for g in judged] if judged else proxy,
             covered=[tuple(g.covered) for g in judged] or [()] * len(posts),
             wrong=[tuple(g.wrong) for g in judged] or [()] * len(posts),
+            called=self.called.get(policy, ""),
             kl=list(kl),
         )
 
@@ -107,7 +113,9 @@ def judges_of(ctx: Context, where: StageDir) -> Judges:
         chat = chat_client(ctx.config.judge, where.replies)
         judge = LLMJudge(chat.ask, each=chat.each)
         comparator = ordered(judge, ctx.config.judge.order, ctx.seed)
-    return Judges(scorer, ctx.gold() if cfg.judge == "gold" else None, comparator)
+    reinforce = ctx.config.reinforce
+    called = {} if reinforce is None else {"reinforce": reinforce.algorithm}
+    return Judges(scorer, ctx.gold() if cfg.judge == "gold" else None, comparator, called)
 
 
 def policies(dirs: Mapping[str, Any]) -> tuple[str, ...]:

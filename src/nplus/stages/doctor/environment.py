@@ -151,6 +151,7 @@ def disk_need(config: RunConfig, shape: Shape, stages: Sequence[str]) -> float:
         "reward": shape.scalar_parameters,
         "ppo": shape.parameters + shape.scalar_parameters,
         "reinforce": shape.parameters,
+        "online_dpo": shape.parameters,
     }
     kept, largest = float(DATA), 0.0
     for name, parameters in models.items():

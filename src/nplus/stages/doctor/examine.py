@@ -37,7 +37,7 @@ from nplus.stages.tuning.settle import settle
 
 LOOKS = 200
 """A finished journal is looked at so many times, to tell when something first appeared."""
-POLICIES = ("sft", "ppo", "dpo", "reinforce")
+POLICIES = ("sft", "ppo", "dpo", "reinforce", "online_dpo")
 WHOLE = {kind.name for kind in KINDS if kind.when in ("settings", "environment", "text")}
 """Kinds that belong to the whole run, whichever stage's journal holds them."""
 

@@ -380,6 +380,7 @@ MONITORS: Mapping[str, tuple[Monitor, ...]] = {
     "reward": (loss_rising, reward_at_chance),
     "ppo": PPO,
     "reinforce": tuple(monitor for monitor in PPO if monitor is not value_useless),
+    "online_dpo": (kl_negative, kl_large, reward_hacking, length_hacking, eos_rate_low),
 }
 ONLINE = ("ppo", "reinforce")
 """Stages whose first update is an identity: no KL yet, and a ratio of 1."""

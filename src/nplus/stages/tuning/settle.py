@@ -106,7 +106,7 @@ def _chosen(
     if key != ATTENTION:
         return tuning.choice(key)
     precision = values.get(PRECISION, config.compute.matmul_precision)
-    online = (config.ppo, config.reinforce)
+    online = (config.ppo, config.reinforce, config.online_dpo)
     kinds = {config.model.dtype, config.compute.autocast}
     kinds |= {stage.autocast for stage in online if stage is not None}
     autocast = "bfloat16" if "bfloat16" in kinds else "none"

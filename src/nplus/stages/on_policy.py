@@ -1,0 +1,239 @@
+"""Groups of responses, an update on them, again: the loop of the stages without a critic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from nplus.algorithms.ppo import KLController
+from nplus.batches import GroupRollout, Objective, Rollout
+from nplus.config import GroupConfig
+from nplus.config.batch_plan import BatchPlan, batch_plan
+from nplus.metrics import Mean, Metric, merge, values
+from nplus.models.scalar import ScalarModel
+from nplus.records import Demonstration
+from nplus.rollout import texts
+from nplus.runs import StageDir
+from nplus.stages.compute import for_training, in_halves, seed_dropout
+from nplus.stages.context import Clock, Context
+from nplus.stages.experience import readable
+from nplus.stages.groups import Groups, prompts_of
+from nplus.stages.keeping import Keeper
+from nplus.stages.ppo import Updated, check_kl, verdict
+from nplus.stages.scorers import Gold
+from nplus.training.optim import Optimizer, schedule
+from nplus.training.update import Beside, NonFiniteLossError, update
+
+Micro = TypeVar("Micro")
+FIRST = ("val/ratio", "policy/approxkl_avg", "policy/clipfrac_avg")
+"""Told of the very first minibatch, where the policy has not moved."""
+
+
+class Method(Protocol[Micro]):
+    """What an algorithm makes of a group rollout, and what it descends."""
+
+    @property
+    def cfg(self) -> GroupConfig: ...
+
+    def controller(self) -> KLController | None:
+        """Of the price of KL; None where nothing is priced."""
+        ...
+
+    def minibatches(
+        self, grouped: GroupRollout, step: int, kl_coef: float, hands: int
+    ) -> tuple[Iterator[list[Micro]], dict[str, Metric]]:
+        """The micro-batches of each optimiser step, at least one for each of `hands` processes, and
+        the rollout's metrics."""
+        ...
+
+    def counts(self, micro: Micro) -> Mapping[str, float]: ...
+
+    def objective(self, micro: Micro) -> Objective: ...
+
+
+@dataclass(slots=True)
+class Trainer(Generic[Micro]):
+    """The networks, the optimiser and the prompts: one `update` after the other."""
+
+    ctx: Context
+    method: Method[Micro]
+    plan: BatchPlan
+    posts: list[Demonstration]
+    policy: PreTrainedModel
+    reference: PreTrainedModel
+    reward_model: ScalarModel
+    optimizer: Optimizer
+    kl: KLController | None
+    gold: Gold | None
+    beside: Beside[Micro] | None = None
+    considered: bool = False
+    """Whether it has been looked at if two processes pay."""
+    keeper: Keeper | None = None
+    """Keeps what `run` does; None for single updates."""
+
+    @classmethod
+    def of(
+        cls,
+        ctx: Context,
+        method: Method[Micro],
+        policy: PreTrainedModel,
+        reference: PreTrainedModel,
+        reward_model: ScalarModel,
+        posts: list[Demonstration],
+        gold: Gold | None = None,
+    ) -> Self:
+        """Before the first update; the reference and the reward model are frozen."""
+        for_training(policy, ctx.config)
+        return cls(
+            ctx=ctx,
+            method=method,
+            plan=batch_plan(method.cfg),
+            posts=posts,
+            policy=policy,
+            reference=reference.eval().requires_grad_(False),
+            reward_model=reward_model.eval().requires_grad_(False),
+            optimizer=Optimizer(policy.named_parameters(), method.cfg.optim),
+            kl=method.controller(),
+            gold=gold,
+        )
+
+    @property
+    def cfg(self) -> GroupConfig:
+        return self.method.cfg
+
+    def groups(self) -> Groups:
+        """The networks that respond and score."""
+        return Groups(self.ctx, self.cfg, self.policy, self.reference, self.reward_model)
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """What checkpoints hold beside the optimiser."""
+        return {"policy": self.policy, **({} if self.kl is None else {"kl": self.kl})}
+
+    def close(self) -> None:
+        """End the process that shares the work, if there is one."""
+        if self.beside is not None:
+            self.beside.partner.close()
+            self.beside, self.considered = None, False
+
+    def _share(self) -> None:
+        """Fork a process that shares the work, where there is enough of it."""
+        self.considered = True
+        ctx, cfg = self.ctx, self.cfg
+        queries = [post.query for post in prompts_of(self.posts, cfg, ctx, 0)]
+        tokens = cfg.num_generations * sum(map(len, ctx.codec.encode_queries(queries)))
+        tokens += cfg.batch_size * cfg.sampling.response_length
+        work = self.policy.num_parameters() * tokens / cfg.num_mini_batches / ctx.topology.world
+        if in_halves(ctx.config.compute, ctx.device, ctx.config.model, work):
+            jobs = {"gather": self.groups().gather}
+            self.beside = Beside([self.method.objective], [self.optimizer], jobs)
+
+    def update(self, step: int) -> Updated:
+        """Sample, score, credit, train: update `step` (0-based) of the plan."""
+        ctx, cfg = self.ctx, self.cfg
+        clock = Clock()
+        seed_dropout(ctx.config.model, ctx.seed, cfg.stage, step, ctx.topology.rank)
+        prompts = prompts_of(self.posts, cfg, ctx, step)
+        if not self.considered:
+            self._share()
+        grouped = self.groups().gather_over_ranks(prompts, step, self.beside, clock.lap)
+        rollout: Rollout = grouped.rollout
+        posts = [post for post in prompts for _ in range(cfg.num_generations)]
+        responses = texts(rollout.generation, ctx.codec.decode_response)
+        price = 0.0 if self.kl is None else self.kl.value
+        hands = ctx.topology.world * (1 if self.beside is None else 2)
+        minibatches, metrics = self.method.minibatches(grouped, step, price, hands)
+        if self.gold is not None:
+            judged = [
+                self.gold.judge(post.id, text).total
+                for post, text in zip(posts, responses, strict=True)
+            ]
+            metrics["objective/gold"] = Mean(sum(judged), len(judged))
+        clock.lap("scores")
+        factor = schedule(
+            cfg.optim.lr_scheduler_type, step, self.plan.updates, warmup=cfg.optim.warmup_steps
+        )
+        lr = self.optimizer.set_factor(factor)
+        found = {
+            **values(metrics),
+            **self.train_on(minibatches, step),
+            "lr": lr,
+            "episode": (step + 1) * cfg.batch_size,
+        }
+        clock.lap("update")
+        tokens = float(rollout.generation.response_mask_BR.sum())
+        found["tokens_per_second"] = tokens / clock.total
+        if self.kl is not None:
+            found["objective/kl_coef"] = price
+            self.kl.observe(found["objective/kl"], cfg.batch_size)
+        return Updated(found, rollout, responses, posts, clock.laps)
+
+    def train_on(self, minibatches: Iterator[list[Micro]], step: int) -> dict[str, float]:
+        """An optimiser step for each minibatch; figures over them, and of the very first.
+
+        The keeper leaves out a step that is not finite; without one that is a NonFiniteLossError.
+        """
+        metrics: dict[str, Metric] = {}
+        first: dict[str, float] = {}
+        steps = 0
+        for micros in minibatches:
+            try:
+                found = update(
+                    micros,
+                    counts=self.method.counts,
+                    objectives=[self.method.objective],
+                    optimizers=[self.optimizer],
+                    topology=self.ctx.topology,
+                    beside=self.beside,
+                )
+            except NonFiniteLossError as error:
+                if self.keeper is None:
+                    raise
+                self.keeper.skip(step, error, micros)
+                continue
+            if self.keeper is not None:
+                self.keeper.moved()
+            metrics = merge([metrics, found])
+            if step == steps == 0:
+                told = (name for name in FIRST if name in found)
+                first = {f"first_minibatch/{n.split('/')[1]}": found[n].value for n in told}
+            steps += 1
+        return {**values(metrics), **first, "groups/steps": float(steps)}
+
+
+def start(ctx: Context) -> tuple[PreTrainedModel, PreTrainedModel, ScalarModel]:
+    """Policy, reference and reward model, as the stages before have left them."""
+    return ctx.policy("sft"), ctx.policy("sft"), ctx.scalar(ctx.dirs["reward"].model)
+
+
+def run(where: StageDir, ctx: Context, trainer: Trainer[Any]) -> dict[str, Any]:
+    """All updates, from the last checkpoint on, and `model/`."""
+    cfg, stage = trainer.cfg, trainer.cfg.stage
+    updates, optimizers = trainer.plan.updates, {"policy": trainer.optimizer}
+    keeper = trainer.keeper = Keeper(
+        where, ctx, trainer.modules(), optimizers, cfg.save_steps, cfg.optim.max_skips
+    )
+    first = keeper.begin()
+    progress = ctx.progress(stage, updates - first, "update")
+    with closing(trainer), progress as bar, ctx.stop.deferred():
+        for step in range(first, updates):
+            found = trainer.update(step)
+            where.journal(step + 1, found.metrics)
+            ctx.watch.update(where, step + 1, trainer, found, stage)
+            if step % cfg.sample_steps == 0 or step == updates - 1:
+                rows = readable(found.rollout, found.responses, found.posts)
+                where.write_samples(step + 1, rows)
+            kl = found.metrics["objective/kl"]
+            bar.tick(
+                reward=found.metrics["objective/scores"],
+                kl=kl,
+                tok_s=found.metrics["tokens_per_second"],
+            )
+            check_kl(kl, cfg.target_kl_stop, step, stage)
+            keeper.after(step + 1)
+    ctx.keep(trainer.policy, where.model)
+    return {"updates": updates, **verdict(where)}

@@ -1,0 +1,132 @@
+"""Algorithms as presets: what one sets, what beats it, what cannot be meant."""
+
+from typing import get_args
+
+import pytest
+import yaml
+
+from nplus.config import ReinforceConfig
+from nplus.config.load import dump_yaml, load_config
+from nplus.config.presets import TAKEN_FROM_PPO
+from nplus.config.relatives import ALGORITHMS, AlgorithmName, algorithm_tree, departures, told
+from nplus.recipes import recipe
+from nplus.records import InputError
+
+
+def reinforce(*sets):
+    return load_config(recipe("toy"), sets=sets).reinforce
+
+
+def test_every_algorithm_sets_the_same_keys_and_is_a_valid_config():
+    assert set(ALGORITHMS) == set(get_args(AlgorithmName))
+    assert len({frozenset(values) for values in ALGORITHMS.values()}) == 1
+    assert set(ALGORITHMS["rloo"]) <= set(ReinforceConfig.model_fields)
+    for name in ALGORITHMS:
+        assert departures(ReinforceConfig(algorithm=name)) == {}
+        assert ReinforceConfig(algorithm=name) == ReinforceConfig(**algorithm_tree(name))
+
+
+def test_no_two_algorithms_mean_the_same():
+    values = [tuple(values.items()) for values in ALGORITHMS.values()]
+    assert len(set(values)) == len(values)
+
+
+def test_the_default_algorithm_is_what_the_defaults_say():
+    assert departures(ReinforceConfig()) == {}
+    assert ReinforceConfig() == ReinforceConfig(algorithm="rloo")
+
+
+# Figures of the papers.
+@pytest.mark.parametrize(
+    ("algorithm", "key", "value"),
+    [
+        ("rloo", "baseline", "leave_one_out"),
+        ("rloo", "ratio", "sequence"),
+        ("grpo", "kl_coef", 0.04),
+        ("grpo", "kl_estimator", "k3"),
+        ("grpo", "aggregation", "sequence"),
+        ("dr_grpo", "scale", "none"),
+        ("dr_grpo", "aggregation", "constant"),
+        ("dapo", "cliprange", 0.2),
+        ("dapo", "cliprange_high", 0.28),
+        ("dapo", "aggregation", "token"),
+        ("dapo", "kl_coef", 0.0),
+        ("gspo", "cliprange", 3e-4),
+        ("reinforce++", "num_generations", 1),
+        ("reinforce++", "whitening", "token"),
+        ("reinforce++_baseline", "baseline", "group_mean"),
+        ("remax", "baseline", "greedy"),
+        ("nash_md", "signal", "preference"),
+    ],
+)
+def test_figures_of_the_papers(algorithm, key, value):
+    assert ALGORITHMS[algorithm][key] == value
+
+
+def test_a_key_switches_the_stage_on_with_the_budget_of_ppo():
+    cfg = load_config(recipe("toy"), sets=["reinforce.algorithm=grpo"])
+    assert "reinforce" in cfg.stage_names()
+    for key in TAKEN_FROM_PPO:
+        assert getattr(cfg.reinforce, key) == getattr(cfg.ppo, key), key
+    assert departures(cfg.reinforce) == {}
+    assert reinforce("reinforce.kl_coef=0.2").algorithm == "rloo"
+    # What is set of PPO in the same breath counts, and nothing of PPO where it is switched off.
+    assert reinforce("ppo.batch_size=128", "reinforce.algorithm=rloo").batch_size == 128
+    assert reinforce("ppo=null", "reinforce.algorithm=rloo").optim.learning_rate == 5e-4
+
+
+def test_keys_given_beside_an_algorithm_win():
+    cfg = reinforce("reinforce.num_generations=2", "reinforce.algorithm=dapo")
+    assert (cfg.num_generations, cfg.cliprange_high) == (2, 0.28)
+    assert told(cfg) == "reinforce.algorithm=dapo, but num_generations=2 (not 8)"
+    assert ReinforceConfig(algorithm="grpo", baseline="leave_one_out").scale == "group_std"
+
+
+def test_a_run_with_the_stage_reads_back_to_itself(tmp_path):
+    cfg = load_config(recipe("toy"), sets=["reinforce.algorithm=remax", "ppo=null"])
+    file = tmp_path / "dumped.yaml"
+    file.write_text(dump_yaml(cfg), encoding="utf-8")
+    assert yaml.safe_load(file.read_text())["ppo"] is None
+    assert load_config(recipe("toy"), config_file=file) == cfg
+
+
+def test_online_dpo_begins_like_ppo_and_reads_plain_log_probs():
+    cfg = load_config(recipe("toy"), sets=["online_dpo.beta=0.2"]).online_dpo
+    assert (cfg.batch_size, cfg.num_generations, cfg.tempered) == (64, 4, ())
+    assert cfg.pair_loss().beta == 0.2
+    for text, what in (
+        ("tempered=[new]", "tempered holds new"),
+        ("num_generations=1", "online_dpo.num_generations=1"),
+        ("loss_type=robust", "name the share of flipped labels"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load_config(recipe("toy"), sets=[f"online_dpo.{text}"])
+        assert what in str(caught.value)
+
+
+def test_ppo_may_be_left_out():
+    cfg = load_config(recipe("toy"), sets=["ppo=null"])
+    assert "ppo" not in cfg.stage_names()
+    assert cfg.reinforce is None
+
+
+@pytest.mark.parametrize(
+    ("sets", "what"),
+    [
+        (["algorithm=ppo"], "reinforce.algorithm='ppo': must be 'rloo'"),
+        (["algorithm=rloo", "num_generations=1"], "num_generations=1 with baseline=leave_one_out"),
+        (["algorithm=grpo", "num_generations=7"], "batch_size=64 is not a multiple of num_gen"),
+        (["algorithm=grpo", "baseline=none", "num_generations=1"], "with scale=group_std"),
+        (["algorithm=grpo", "ratio=sequence", "aggregation=token"], "set aggregation=sequence"),
+        (["algorithm=grpo", "kl_estimator=k1"], "its gradient is 0 in expectation"),
+        (["algorithm=rloo", "kl_credit=to_go"], "set kl_credit=sequence, or ratio=token"),
+        (["algorithm=nash_md", "baseline=greedy"], "the rival is drawn from a mixture"),
+        (["algorithm=rloo", "micro_batch_size=7"], "not a multiple of micro_batch_size=7"),
+        (["algorithm=rloo", "sampling.response_length=5"], "reinforce.sampling.response_length=5"),
+        (["K=3"], "unknown key reinforce.K"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_with_its_mend(sets, what):
+    with pytest.raises(InputError) as caught:
+        reinforce(*(f"reinforce.{text}" for text in sets))
+    assert what in str(caught.value)
