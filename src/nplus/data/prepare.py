@@ -320,8 +320,14 @@ class DataDir:
 
     def dialogues(self, split: str) -> list[Dialogue]:
         """All conversations of a split, with where the assistant speaks."""
-        self.demonstrations(split)  # InputError where there is none
-        return read_records(self.path / f"{split}.jsonl", Dialogue)
+        return read_records(self._file(split), Dialogue)
+
+    def _file(self, split: str) -> Path:
+        if split not in self.splits():
+            raise InputError(
+                f"{self.path}: no split {split!r}; there are {', '.join(self.splits())}"
+            )
+        return self.path / f"{split}.jsonl"
 
     def codec(self) -> Codec:
         """The tokenizer."""
