@@ -10,7 +10,6 @@ import torch
 from transformers import LlamaForCausalLM
 
 from nplus.data.targets import TargetRow, pack, packed_batch, target_batch
-from nplus.models.lm import sequence_logits
 from nplus.records import InputError
 from nplus.stages.turns import either_objective
 
@@ -70,8 +69,8 @@ def test_the_loss_is_that_of_the_definition(llama: Callable[..., LlamaForCausalL
     expected = 0.0
     for row in rows:
         tokens = torch.tensor([row.tokens])
-        logits = sequence_logits(model, tokens, torch.ones_like(tokens, dtype=torch.bool))
-        logprobs = logits[0].log_softmax(-1)
+        with torch.no_grad():
+            logprobs = model(input_ids=tokens).logits[0].log_softmax(-1)
         for at in range(1, len(row.tokens)):
             expected -= float(logprobs[at - 1, row.tokens[at]]) * row.targets[at]
     found = either_objective(model, packed_batch(pack(rows, 20), pad_id=PAD))

@@ -131,16 +131,16 @@ def test_the_reward_model_tells_chosen_from_rejected(finished: Any) -> None:
 
 def test_packed_sft_takes_the_same_step(files: dict[str, Path], tmp_path: Path) -> None:
     """One step over all conversations: in one packed row the loss is that of all of them apart."""
-    apart = {"batch": {"batch_size": 16, "micro_batch_size": 4}}
+    apart = {"batch": {"batch_size": 12, "micro_batch_size": 4}}
     packed = {"packing": True, "max_length": 4000}
     packed |= {"batch": {"batch_size": 1, "micro_batch_size": 1}}
     found = []
     for name, sft in (("apart", apart), ("packed", packed)):
-        config = config_of(files, sft={**sft, "max_rows": 16}, dpo=None, until="sft")
+        config = config_of(files, sft={**sft, "max_rows": 12}, dpo=None, until="sft")
         root = run_road(config, tmp_path / name, console=Console(quiet=True))
         found.append(root.stages()["sft"].manifest().results)
-    assert [each["rows"] for each in found] == [16, 16]
-    assert [each["training_rows"] for each in found] == [16, 1]
+    assert [each["rows"] for each in found] == [12, 12]
+    assert [each["training_rows"] for each in found] == [12, 1]
     assert [each["steps"] for each in found] == [1, 1]
     assert found[1]["loss"] == pytest.approx(found[0]["loss"], rel=1e-5)
 
