@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nplus.data.tokens import TextRules
 from nplus.models.files import model_source, save_causal_lm
 from nplus.recipes import recipe
 from nplus.records import Comparison, InputError, read_records
+from nplus.report import write_cards
 from nplus.stages.road import run_road
 
 TOPICS = ("tea", "boats", "rain", "lamps", "cats", "maps", "bread", "trains")
@@ -120,6 +122,15 @@ def test_models_say_where_generation_stops(finished: Any) -> None:
         told = json.loads((where / "generation_config.json").read_text())
         assert told["eos_token_id"] == 2
         assert (where / "chat_template.jinja").is_file()
+
+
+def test_cards_show_how_to_ask(finished: Any) -> None:
+    for card in write_cards(finished):
+        text = card.read_text()
+        assert "summar" not in text.partition("## Figures")[0]
+        (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+        assert "apply_chat_template(turns" in code
+        compile(code, str(card), "exec")
 
 
 def test_the_reward_model_tells_chosen_from_rejected(finished: Any) -> None:
