@@ -113,6 +113,51 @@ class TokenBatch(Batch):
 
 
 @dataclass(frozen=True, slots=True)
+class PackedBatch(Batch):
+    """Rows of several sequences each for next-token training, right-padded.
+
+    A token sees its own sequence alone (`sees_BTT`), and positions begin anew with each, so every
+    loss is that of the sequence by itself. `loss_mask_BT` is False at each first token, which
+    nothing predicts.
+    """
+
+    tokens_BT: Tensor
+    positions_BT: Tensor
+    segments_BT: Tensor
+    """0, 1, 2, ... in the sequences of a row, -1 in padding."""
+    loss_mask_BT: Tensor
+    weight_BT: Tensor
+
+    def __post_init__(self) -> None:
+        shape = self.tokens_BT.shape
+        _check("positions_BT", self.positions_BT, shape, torch.int64)
+        _check("segments_BT", self.segments_BT, shape, torch.int64)
+        _check("loss_mask_BT", self.loss_mask_BT, shape, torch.bool)
+        _check("weight_BT", self.weight_BT, shape)
+
+    def __len__(self) -> int:
+        return self.tokens_BT.shape[0]
+
+    @property
+    def mask_BT(self) -> Tensor:
+        """[B, T] bool: no padding."""
+        return self.segments_BT >= 0
+
+    @property
+    def slots(self) -> int:
+        """Tokens that a forward computes, padding included."""
+        return self.tokens_BT.numel()
+
+    def sees_BTT(self) -> Tensor:
+        """[B, T, T] bool: whether the token of row t may attend to the one of column u."""
+        of_row, of_column = self.segments_BT[:, :, None], self.segments_BT[:, None, :]
+        width = self.tokens_BT.shape[1]
+        causal_TT = torch.ones(width, width, dtype=torch.bool, device=of_row.device).tril()
+        own_TT = torch.eye(width, dtype=torch.bool, device=of_row.device)
+        return (causal_TT & (of_column == of_row) & (of_row >= 0)) | own_TT
+
+
+@dataclass(frozen=True, slots=True)
 class PairBatch(Batch):
     """Preference pairs, two sequences each, both sides right-padded to one width (Detail A9).
 

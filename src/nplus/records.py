@@ -62,6 +62,17 @@ class Demonstration:
 
 
 @dataclass(frozen=True, slots=True)
+class Dialogue(Demonstration):
+    """A demonstration whose query is a rendered conversation.
+
+    `turns`: where the assistant's earlier turns stand in it, first character to the one behind the
+    token that ends the turn.
+    """
+
+    turns: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """A response sampled from a policy."""
 
@@ -153,7 +164,7 @@ class Verdict:
 
 
 Record = TypeVar(
-    "Record", Prompt, Demonstration, Completion, Comparison, Judgement, Margin, Verdict
+    "Record", Prompt, Demonstration, Dialogue, Completion, Comparison, Judgement, Margin, Verdict
 )
 
 
@@ -285,6 +296,10 @@ _KINDS: Mapping[str, Callable[[object], bool]] = {
     "bool": lambda value: isinstance(value, bool),
     "tuple[str, str]": _two_texts,
     "tuple[str, ...]": lambda value: isinstance(value, tuple),
+    "tuple[tuple[int, int], ...]": lambda value: (
+        isinstance(value, tuple)
+        and all(isinstance(x, list) and len(x) == 2 and all(map(_whole, x)) for x in value)
+    ),
     "Mapping[str, str]": lambda value: isinstance(value, dict),
     "Winner": lambda value: isinstance(value, str),
 }

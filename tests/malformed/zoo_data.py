@@ -258,6 +258,45 @@ COMPARISONS = [
     pairs("no rows", None, "is empty", rows=["\n"]),
 ]
 
+CHAT = sets("data=talks.jsonl", "data.format=chat", "data.truncation=history")
+TURNS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+
+
+def talk(name: str, line: Any, *says: str) -> Case:
+    """Conversations of which the one on line 2 is another."""
+    rows = [{"messages": TURNS}, line, {"messages": TURNS}]
+    command = ("run", "toy:tiny", *CHAT, *OWN, "--out", "out")
+    make = jsonl("talks.jsonl", rows)
+    return Case(f"conversations: {name}", command, ("talks.jsonl, line 2", *says), make)
+
+
+def turn(**changed: Any) -> dict[str, Any]:
+    """The second turn, changed."""
+    return {"messages": [TURNS[0], {**TURNS[1], **changed}]}
+
+
+CONVERSATIONS = [
+    talk("messages is a text", {"messages": "Why?"}, "field 'messages' is str", "{role, content}"),
+    talk("messages is null", {"messages": None}, "field 'messages' is null"),
+    talk("no messages", {"messages": []}, "no turn of a user", "mend or remove"),
+    talk("a turn is a text", {"messages": ["Why?", "So."]}, "'messages[0]' is str"),
+    talk("a turn without a role", {"messages": [{"content": "a"}]}, "no field 'messages[0].role'"),
+    talk("content is null", turn(content=None), "'messages[1].content' is null, expected text"),
+    talk("content is a list", turn(content=["a"]), "'messages[1].content' is list"),
+    talk("an unknown role", turn(role="tool"), "'tool', expected one of system, user, assistant"),
+    talk("an empty turn", turn(content=" "), "turn 2 (assistant) is empty", "data.faulty=drop"),
+    talk("two users", turn(role="user"), "user after user", "alternate"),
+    talk("an odd number", {"messages": TURNS[:1]}, "an odd number"),
+    talk("the user last", {"messages": TURNS[::-1]}, "the last turn is the user's"),
+    talk("a post", post(1), "are no conversation", "accepted are: messages", "data.format=text"),
+    Case(
+        "conversations: no template",
+        ("run", "toy:tiny", *CHAT, *OWN, "--out", "out"),
+        ("no chat template", "data.chat_template=PATH"),
+        jsonl("talks.jsonl", [{**turn(content=f"No. {n}"), "id": n} for n in range(30)]),
+    ),
+]
+
 GRID = ("ablate", "F7", "--recipe", "toy:tiny", "--seeds", "1", "--jobs", "1", "--out", "g")
 SCALE = ("scale", "--sizes", "0.3M", "--seeds", "1", "--jobs", "1", "--out", "g")
 GRIDS = [
@@ -276,4 +315,4 @@ GRIDS = [
     )
 ]
 
-CASES = [*LINES, *FILES, *PARQUET, *TEMPLATES, *COMPARISONS, *GRIDS]
+CASES = [*LINES, *FILES, *PARQUET, *TEMPLATES, *COMPARISONS, *CONVERSATIONS, *GRIDS]

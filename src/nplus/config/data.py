@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nplus.config.base import Config
 
 TLDR_TEMPLATE = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
 CNNDM_TEMPLATE = "Article:\n{article}\n\nTL;DR:\n"
 POST_TEMPLATE = "POST: {post}\n\nTL;DR:"
+TEXT_CUTS = ("paragraph", "tokens", "filter")
+CHAT_CUTS = ("history", "final_turn", "filter")
+"""What `data.truncation` may be, by `data.format`."""
 
 
 class WorldConfig(Config):
@@ -63,13 +66,23 @@ class DataConfig(Config):
     dataset name."""
     world: WorldConfig = WorldConfig()
     """The embedded world's sizes."""
+    format: Literal["text", "chat"] = "text"
+    """What rows are: texts that `template` makes a query of, or conversations, which the
+    tokenizer's chat template renders."""
+    chat_template: str | None = None
+    """For `chat`: a file with a Jinja template, in place of the tokenizer's own."""
+    faulty: Literal["error", "drop"] = "error"
+    """For `chat`: what to do with a row that is no conversation of the standard format (roles that
+    do not alternate, an empty turn, pairs that part before the last turn); `drop` counts them."""
     template: str | None = None
     """Query template naming columns in braces (Detail A2); None picks by the columns."""
     cut_field: str | None = None
     """The column that truncation shortens (Detail A3), as `post`; None picks by the template."""
-    truncation: Literal["paragraph", "tokens", "filter"] = "paragraph"
+    truncation: Literal["paragraph", "tokens", "filter", "history", "final_turn"] = "paragraph"
     """What happens to a longer query: cut by paragraph, then by character (Detail A3); cut hard
-    after so many tokens, cue and all; or left out of the data (TRL)."""
+    after so many tokens, cue and all; or left out of the data (TRL). Of a conversation: its oldest
+    turns go, a question with its answer, and a last question that is too long alone is an error
+    (`history`), or loses its beginning (`final_turn`)."""
     query_padding: Literal["pad", "spaces"] = "pad"
     """Left padding of prompts: masked PAD, or attended spaces to the full width, as OpenAI did
     (Detail A4)."""
@@ -95,6 +108,30 @@ class DataConfig(Config):
     for test."""
     comparisons: ComparisonsConfig = ComparisonsConfig()
     """What a reward model learns from where `label.kind=data`."""
+
+    @model_validator(mode="after")
+    def _of_one_format(self) -> Self:
+        cuts = CHAT_CUTS if self.format == "chat" else TEXT_CUTS
+        if self.truncation not in cuts:
+            raise ValueError(
+                f"truncation={self.truncation} with format={self.format}: set data.truncation to "
+                f"one of {', '.join(cuts)}"
+            )
+        if self.format == "text":
+            if self.chat_template is not None:
+                raise ValueError("chat_template without format=chat: set data.format=chat too")
+            return self
+        other = {
+            "source": (self.source, "files"),
+            "join": (self.join, "ids"),
+            "query_padding": (self.query_padding, "pad"),
+            "template": (self.template, None),
+        }
+        for key, (given, mend) in other.items():
+            if given != mend:
+                said = "null" if mend is None else mend
+                raise ValueError(f"{key}={given} with format=chat: set data.{key}={said}")
+        return self
 
 
 class TokenizerConfig(Config):

@@ -142,6 +142,7 @@ class RunConfig(Config):
                 f"{self.data.comparisons.data}: name the comparisons in data.comparisons.data and "
                 "set label.kind=data, or neither"
             )
+        self._of_conversations()
         if self.until is not None and self.until != self.stage_names()[-1]:
             raise ValueError(
                 f"until={self.until}: not a stage of this run; name one of "
@@ -165,6 +166,24 @@ class RunConfig(Config):
                     "the references' length; raise it"
                 )
         return self
+
+    def _of_conversations(self) -> None:
+        sft = self.sft
+        if sft.loss_on == "assistant" and self.data.format != "chat":
+            raise ValueError(
+                "sft.loss_on=assistant: only conversations (data.format=chat) have turns; set "
+                "sft.loss_on=response"
+            )
+        if sft.max_length is not None and not sft.packing:
+            raise ValueError(
+                f"sft.max_length={sft.max_length} without sft.packing: it is the width of packed "
+                "rows; set sft.packing=true, or sft.max_length=null"
+            )
+        if sft.packing and not self.tokenizer.distinct_pad:
+            raise ValueError(
+                "sft.packing with tokenizer.distinct_pad=false: every EOS inside a row would be "
+                "masked; set tokenizer.distinct_pad=true"
+            )
 
 
 def reward_stages(cfg: RewardConfig) -> tuple[str, ...]:

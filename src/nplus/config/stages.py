@@ -39,8 +39,15 @@ class SFTConfig(Config):
     epochs: int = Field(1, ge=1)
     optim: OptimConfig = OptimConfig()
     batch: BatchConfig = BatchConfig(batch_size=128, micro_batch_size=16)
-    loss_on: Literal["all", "response"] = "all"
-    """Detail C2: the loss covers query tokens too."""
+    loss_on: Literal["all", "response", "assistant"] = "all"
+    """Detail C2: the loss covers query tokens too. `assistant`: of a conversation, every turn of
+    the assistant with the token that ends it, and nothing else."""
+    packing: bool = False
+    """Several sequences in a row, each blind to the others: the same loss with less padding.
+    `batch_size` then counts rows."""
+    max_length: int | None = Field(None, ge=10)
+    """Width of a packed row in tokens; None: `data.max_query_tokens` and
+    `data.max_response_tokens` together. 8192 in the online RLHF paper."""
     max_rows: int | None = Field(None, ge=1)
     """Use only the first demonstrations."""
     copy_gate: float = Field(0.0, ge=0, le=1)

@@ -45,7 +45,7 @@ class PairRow(NamedTuple):
     """Of the chosen and the rejected under the reference, summed over tokens, where known."""
 
 
-def _pad(
+def padded(
     rows: Sequence[Sequence[int]],
     pad_id: int,
     *,
@@ -87,7 +87,7 @@ def prompt_batch(
     width = codec.rules.spaces_to
     if width is not None:
         rows = [[codec.space_id] * (width - len(row)) + row for row in rows]
-    tokens, mask = _pad(rows, codec.pad_id, left=True)
+    tokens, mask = padded(rows, codec.pad_id, left=True)
     names = tuple(item.id for item in items) if keys is None else tuple(keys)
     return PromptBatch(tokens_BP=tokens, mask_BP=mask, keys=names)
 
@@ -112,7 +112,7 @@ def token_batch(
 
     Detail C2: with `"all"` every real token is a target but the first, which nothing predicts.
     """
-    tokens_BT, mask_BT = _pad(
+    tokens_BT, mask_BT = padded(
         [[*query, *response] for query, response in rows], pad_id, multiple=multiple
     )
     is_response_BT = _response_mask(mask_BT, [len(query) for query, _ in rows])
@@ -171,7 +171,7 @@ def pair_batch(rows: Sequence[PairRow], *, pad_id: int, multiple: int = 1) -> Pa
     sides = [[*row.query, *row.chosen] for row in rows] + [
         [*row.query, *row.rejected] for row in rows
     ]
-    tokens_2NT, mask_2NT = _pad(sides, pad_id, multiple=multiple)
+    tokens_2NT, mask_2NT = padded(sides, pad_id, multiple=multiple)
     response_2NT = _response_mask(mask_2NT, lengths * 2)
     n = len(rows)
     return PairBatch(
@@ -214,7 +214,7 @@ def shared_pair_batch(
         lines.append(line)
         positions.append(place)
         segments.append(segment)
-    tokens_BT, _ = _pad(lines, pad_id, multiple=multiple)
+    tokens_BT, _ = padded(lines, pad_id, multiple=multiple)
     width = tokens_BT.shape[1]
     sides = [
         [ends[tuple(row.query), _unpadded(side, pad_id)] for side in (row.chosen, row.rejected)]
@@ -222,8 +222,8 @@ def shared_pair_batch(
     ]
     return SharedPairBatch(
         tokens_BT=tokens_BT,
-        positions_BT=_pad(positions, 0, multiple=multiple)[0],
-        segments_BT=_pad(segments, -1, multiple=multiple)[0],
+        positions_BT=padded(positions, 0, multiple=multiple)[0],
+        segments_BT=padded(segments, -1, multiple=multiple)[0],
         ends_N2=torch.tensor([[at * width + end for at, end in pair] for pair in sides]),
         margin_N=torch.tensor([row.margin for row in rows], dtype=torch.float32),
     )
@@ -239,10 +239,12 @@ def text_batch(
 ) -> tuple[Tensor, Tensor]:
     """`tokens_BT, mask_BT` of (query, response) texts for a scorer: right-padded, EOS last."""
     rows = codec.encode_pairs([query for query, _ in texts], [text for _, text in texts])
-    return _pad([[*query, *response] for query, response in rows], codec.pad_id, multiple=multiple)
+    return padded(
+        [[*query, *response] for query, response in rows], codec.pad_id, multiple=multiple
+    )
 
 
 def check_seam(codec: Codec, query: str, response: str) -> bool:
     """Detail A5: whether joining ids equals tokenising the joined text (EOS left aside)."""
-    joined = codec.encode(query + codec.response_text(response))
+    joined = codec.encode_query(query + codec.response_text(response))
     return codec.encode_query(query) + codec.encode_response(response)[:-1] == joined

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nplus.config.data import CNNDM_TEMPLATE, DataConfig
+from nplus.data.conversations import load_preferences
 from nplus.data.fit import Fitted, Limits, fit, kept, refuse, require_rows, summary
 from nplus.data.sources import RawComparison, load_comparisons
 from nplus.data.splits import set_aside
@@ -124,7 +125,10 @@ def read_comparisons(
 ) -> tuple[list[Comparison], int]:
     """Comparisons of a file or folder, in their own splits, with queries cut to length, and how
     many were dropped."""
-    rows = load_comparisons(source, template=data.template, cut_field=data.cut_field)
+    if data.format == "chat":
+        rows = load_preferences(source, faulty=data.faulty)
+    else:
+        rows = load_comparisons(source, template=data.template, cut_field=data.cut_field)
     no_limit = Limits(None, "", None, "")
     fitted = fit(rows, codec, data, query_limit=data.max_query_tokens, limits=no_limit)
     refuse([fitted], data.overlong)

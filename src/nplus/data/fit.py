@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nplus.config.data import DataConfig
+from nplus.data.conversations import Messages, RawDialogue, RawPreference
+from nplus.data.history import fit_conversation
 from nplus.data.sources import RawComparison, RawDemonstration
 from nplus.data.tldr import fill, truncate_query
-from nplus.records import InputError
+from nplus.records import InputError, RowError
 
 if TYPE_CHECKING:
     from nplus.data.tokens import Codec
@@ -55,6 +57,16 @@ class Overlong:
     limit: int
 
 
+class Query(NamedTuple):
+    """A query within its limit."""
+
+    text: str
+    tokens: int
+    cut: bool = False
+    messages: Messages = ()
+    """What is left of a conversation."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """A row's query, at most as long as it may be, and lengths in tokens (EOS in a response's)."""
@@ -66,7 +78,9 @@ class Fitted:
     cut: bool
     faults: tuple[InputError | Overlong, ...] = ()
     filtered: bool = False
-    """`data.truncation=filter` leaves it out."""
+    """`data.truncation=filter` leaves it out, or `data.faulty=drop`."""
+    messages: Messages = ()
+    """The messages that the query was rendered from; of a text none."""
 
     @property
     def length(self) -> int:
@@ -85,15 +99,42 @@ def fit(
     found = []
     for row, query, pair in zip(rows, queries, texts, strict=True):
         tokens = tuple(len(next(flat)) for _ in pair)
-        if isinstance(query, InputError):
+        query = _joins(row, query, pair, codec)
+        if isinstance(query, RowError) and codec.chat is not None and data.faulty == "drop":
+            found.append(Fitted("", 0, tokens, False, filtered=True))
+        elif isinstance(query, InputError):
             found.append(Fitted("", 0, tokens, False, (query,)))
         elif query is None:
             found.append(Fitted("", 0, tokens, False, filtered=True))
         else:
-            cut = fill(row.template, row.fields).lstrip() != query[0]
-            whole = Fitted(query[0], query[1], tokens, cut)
-            found.append(Fitted(*query, tokens, cut, _overlong(row.where, whole, limits)))
+            whole = Fitted(query.text, query.tokens, tokens, query.cut, messages=query.messages)
+            found.append(replace(whole, faults=_overlong(row.where, whole, limits)))
     return found
+
+
+def _joins(
+    row: Raw, query: Query | InputError | None, responses: Sequence[str], codec: Codec
+) -> Query | InputError | None:
+    """The query, or for a conversation why its tokens do not begin those of the whole."""
+    if codec.chat is None or not isinstance(query, Query) or not query.messages:
+        return query
+    try:
+        if isinstance(row, RawDialogue):
+            codec.chat.turns(query.messages, row.where)
+        for response in responses:
+            whole = codec.chat.whole(query.messages, response, row.where)
+            first, second = codec.encode_pairs([query.text], [response])[0]
+            if codec.encode_query(whole) != first + second and codec.rules.cut_to is None:
+                raise RowError(
+                    f"{row.where}: the tokenizer joins the end of the prompt, "
+                    f"{query.text[-15:]!r}, with the beginning of the response, "
+                    f"{response[:15]!r}, so a policy would be trained on other tokens than it is "
+                    "asked with; mend the template in data.chat_template=PATH",
+                    "template_rewrites",
+                )
+    except RowError as error:
+        return error
+    return query
 
 
 def _overlong(where: str, row: Fitted, limits: Limits) -> tuple[Overlong, ...]:
@@ -110,27 +151,45 @@ def _overlong(where: str, row: Fitted, limits: Limits) -> tuple[Overlong, ...]:
 
 def fit_queries(
     rows: Sequence[Raw], codec: Codec, limit: int, *, truncation: str = "paragraph"
-) -> list[tuple[str, int] | InputError | None]:
-    """`(query, tokens)` of each row, at most `limit` tokens (Detail A3), or why it cannot be.
+) -> list[Query | InputError | None]:
+    """The query of each row, at most `limit` tokens (Detail A3), or why it cannot be.
 
     `truncation` is that of `DataConfig`; None marks a row that `filter` leaves out.
     """
+    if codec.chat is not None:
+        return [_fit_chat(row, codec, limit, truncation) for row in rows]
     fast = codec.splits_at_spaces
-    fitted: list[tuple[str, int] | InputError | None] = []
+    fitted: list[Query | InputError | None] = []
     # Detail A5: a query starts with no space.
     filled = [fill(row.template, row.fields).lstrip() for row in rows]
     for row, query, ids in zip(rows, filled, codec.encode_queries(filled), strict=True):
         if len(ids) <= limit:
-            fitted.append((query, len(ids)))
+            fitted.append(Query(query, len(ids)))
         elif truncation == "filter":
             fitted.append(None)
         elif truncation == "tokens":
-            fitted.append(_first_tokens(ids, codec, limit))
+            text, tokens = _first_tokens(ids, codec, limit)
+            fitted.append(Query(text, tokens, text != query))
         elif row.cut_field is None:
             fitted.append(_uncut(row, len(ids), limit))
         else:
             fitted.append(_cut(row, row.cut_field, codec, limit, fast))
     return fitted
+
+
+def _fit_chat(row: Raw, codec: Codec, limit: int, truncation: str) -> Query | InputError | None:
+    """A conversation rendered, within the limit; one that was rendered before is not cut."""
+    if not isinstance(row, RawDialogue | RawPreference):
+        query = fill(row.template, row.fields)
+        return Query(query, len(codec.encode_query(query)))
+    try:
+        found = fit_conversation(row.messages, codec, limit, truncation, row.where)
+    except InputError as error:
+        return error
+    if found is None:
+        return None
+    messages, text, tokens = found
+    return Query(text, tokens, messages != row.messages, messages)
 
 
 def _first_tokens(ids: list[int], codec: Codec, limit: int) -> tuple[str, int]:
@@ -150,9 +209,7 @@ def _uncut(row: Raw, tokens: int, limit: int) -> InputError:
     )
 
 
-def _cut(
-    row: Raw, cut_field: str, codec: Codec, limit: int, fast: bool
-) -> tuple[str, int] | InputError:
+def _cut(row: Raw, cut_field: str, codec: Codec, limit: int, fast: bool) -> Query | InputError:
     try:
         query = truncate_query(
             row.template,
@@ -165,7 +222,8 @@ def _cut(
         ).lstrip()
     except InputError as error:
         return error
-    return query, len(codec.encode_query(query))
+    whole = fill(row.template, row.fields).lstrip()
+    return Query(query, len(codec.encode_query(query)), query != whole)
 
 
 def kept(rows: Sequence[Fitted], overlong: str) -> list[bool]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from typing import Any
 from nplus.config.data import DataConfig, TokenizerConfig, WorldConfig
 from nplus.data.collate import check_seam
 from nplus.data.comparisons import by_split, fit_comparisons, read_comparisons
+from nplus.data.conversations import load_dialogues, load_preferences
 from nplus.data.files import SPLITS
 from nplus.data.fit import (
     Fitted,
@@ -35,7 +37,14 @@ from nplus.data.sources import (
 from nplus.data.splits import set_aside
 from nplus.data.tldr import fill
 from nplus.data.tokens import Codec, response_text, train_bpe
-from nplus.records import Comparison, Demonstration, InputError, read_records, write_records
+from nplus.records import (
+    Comparison,
+    Demonstration,
+    Dialogue,
+    InputError,
+    read_records,
+    write_records,
+)
 
 __all__ = ["DataDir", "Inspect", "prepare", "read_comparisons"]
 
@@ -59,6 +68,8 @@ class _Gathered:
     vocabulary: Iterable[str] | None = None
     comparisons: Mapping[str, list[RawComparison]] = field(default_factory=dict)
     """People's, by split."""
+    faulty: Mapping[str, int] = field(default_factory=dict)
+    """Conversations that `data.faulty=drop` has left out, by kind of fault."""
 
 
 def prepare(
@@ -76,12 +87,14 @@ def prepare(
 
     Returns `splits` (counts, token lengths, truncated share, dropped rows), `tokenizer` (size,
     required_rows), `overlap` (held-out queries that training holds too), `seam_mismatches` and
-    `comparisons`, like `splits`. Bad input is an InputError before the first file is written,
-    a length constant smaller than the data too (Detail A8). `inspect` is shown the rows before
-    that, in their splits but not yet cut to length.
+    `comparisons`, like `splits`; of conversations also `chat` (the token that ends a turn, and rows
+    left out by kind of fault). Bad input is an InputError before the first file is written, a
+    length constant smaller than the data too (Detail A8). `inspect` is shown the rows before that,
+    in their splits but not yet cut to length.
     """
     with _gather(data) as gathered:
         codec = _codec(tokenizer, model_source, gathered, trust_remote_code, revision)
+        codec = codec.for_data(data, tokenizer.pad_token)
         records, report = _demonstrations(gathered.splits, codec, data)
         labelled, labels = fit_comparisons(dict(gathered.comparisons), codec, data)
         if inspect is not None:
@@ -95,7 +108,9 @@ def prepare(
         write_records(out / LABELLED, labelled)
     codec.save(out / "tokenizer")
     sample = records["train"][:SEAM_ROWS]
+    found = {} if codec.chat is None else {"chat": _told(codec, gathered.faulty)}
     return {
+        **found,
         "splits": report,
         "tokenizer": {"size": codec.size, "required_rows": codec.required_rows},
         "overlap": _overlap(records),
@@ -104,13 +119,20 @@ def prepare(
     }
 
 
+def _told(codec: Codec, faulty: Mapping[str, int]) -> dict[str, Any]:
+    """What conversations came to: the token that ends a turn, and rows left out by fault."""
+    assert codec.chat is not None
+    return {"end_of_turn": codec.chat.end, "eos_id": codec.eos_id, "faulty": dict(faulty)}
+
+
 @contextmanager
 def _gather(data: DataConfig) -> Iterator[_Gathered]:
     if data.source == "files":
         if not data.data:
             raise InputError("data.data is empty: name a file, a folder or a hub dataset")
-        splits = _first_rows(_files(data), data.max_rows)
-        yield _Gathered(splits, comparisons=_labelled(data))
+        faulty: Counter[str] = Counter()
+        splits = _first_rows(_files(data, faulty), data.max_rows)
+        yield _Gathered(splits, comparisons=_labelled(data, faulty), faulty=faulty)
         return
     with tempfile.TemporaryDirectory(prefix="nplus-world-") as folder:
         world = _world(data.world, Path(folder))
@@ -121,10 +143,14 @@ def _gather(data: DataConfig) -> Iterator[_Gathered]:
         )
 
 
-def _labelled(data: DataConfig) -> dict[str, list[RawComparison]]:
+def _labelled(
+    data: DataConfig, faulty: Counter[str] | None = None
+) -> dict[str, list[RawComparison]]:
     source = data.comparisons.data
     if source is None:
         return {}
+    if data.format == "chat":
+        return by_split(load_preferences(source, faulty=data.faulty, dropped=faulty), data)
     rows = load_comparisons(source, template=data.template, cut_field=data.cut_field)
     return by_split(rows, data)
 
@@ -189,10 +215,13 @@ def _references(rows: Iterable[RawComparison]) -> list[RawDemonstration]:
     ]
 
 
-def _files(data: DataConfig) -> dict[str, Sequence[RawDemonstration]]:
+def _files(data: DataConfig, faulty: Counter[str]) -> dict[str, Sequence[RawDemonstration]]:
     """Rows by split: those of a folder as they are, those of a single file by hash."""
     source = str(data.data)
-    loaded = load_demonstrations(source, template=data.template, cut_field=data.cut_field)
+    if data.format == "chat":
+        loaded = load_dialogues(source, faulty=data.faulty, dropped=faulty)
+    else:
+        loaded = load_demonstrations(source, template=data.template, cut_field=data.cut_field)
     splits = {SPLITS[0] if name == "" else name: rows for name, rows in loaded.items()}
     if "train" not in splits:
         raise InputError(
@@ -243,12 +272,16 @@ def _demonstrations(
             for row, place, stay in zip(rows, fitted[split], stays, strict=True)
             if stay
         ]
-        records[split] = [
-            Demonstration(row.id, place.query, row.response, dict(row.fields), split)
-            for row, place in chosen
-        ]
+        records[split] = [_record(row, place, split, codec) for row, place in chosen]
         report[split] = summary([place for _, place in chosen], len(rows))
     return records, report
+
+
+def _record(row: RawDemonstration, place: Fitted, split: str, codec: Codec) -> Demonstration:
+    made = row.id, place.query, row.response, dict(row.fields), split
+    if codec.chat is None:
+        return Demonstration(*made)
+    return Dialogue(*made, turns=codec.chat.turns(place.messages, row.where))
 
 
 def _fit(
@@ -283,11 +316,18 @@ class DataDir:
 
     def demonstrations(self, split: str) -> list[Demonstration]:
         """All demonstrations of a split."""
+        return read_records(self._file(split), Demonstration)
+
+    def dialogues(self, split: str) -> list[Dialogue]:
+        """All conversations of a split, with where the assistant speaks."""
+        return read_records(self._file(split), Dialogue)
+
+    def _file(self, split: str) -> Path:
         if split not in self.splits():
             raise InputError(
                 f"{self.path}: no split {split!r}; there are {', '.join(self.splits())}"
             )
-        return read_records(self.path / f"{split}.jsonl", Demonstration)
+        return self.path / f"{split}.jsonl"
 
     def codec(self) -> Codec:
         """The tokenizer."""

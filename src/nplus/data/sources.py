@@ -95,11 +95,11 @@ def demonstrations(
     where, first = rows[0]
     layout = layout_of(first, where, template=template, cut_field=cut_field)
     found = [demonstration(place, row, layout) for place, row in rows]
-    _require_one_post_an_id(found)
+    require_one_post_an_id(found)
     return found
 
 
-def _require_one_post_an_id(rows: Sequence[RawDemonstration]) -> None:
+def require_one_post_an_id(rows: Sequence[RawDemonstration]) -> None:
     """RowError where two posts have one id, by which scores, noise and splits go; a post may stand
     there again, with another summary or the same."""
     seen: dict[str, RawDemonstration] = {}
@@ -164,7 +164,7 @@ def demonstration(where: str, row: Mapping[str, Any], layout: Layout) -> RawDemo
     response = _prose(where, row, layout.response)
     return RawDemonstration(
         where=where,
-        id=_identity(row, *fields.values(), "" if layout.required else response),
+        id=identity(row, *fields.values(), "" if layout.required else response),
         template=layout.template,
         cut_field=layout.cut_field,
         fields=fields,
@@ -175,7 +175,7 @@ def demonstration(where: str, row: Mapping[str, Any], layout: Layout) -> RawDemo
 def prompt(where: str, row: Mapping[str, Any], layout: Layout) -> RawDemonstration:
     """One row without a response, checked like a demonstration."""
     fields = _fields(where, row, layout)
-    name = _identity(row, *fields.values())
+    name = identity(row, *fields.values())
     return RawDemonstration(where, name, layout.template, layout.cut_field, fields, "")
 
 
@@ -220,7 +220,7 @@ def _empty(where: str, name: str) -> RowError:
     return RowError(message, "empty_field", name)
 
 
-def _identity(row: Mapping[str, Any], *texts: str) -> str:
+def identity(row: Mapping[str, Any], *texts: str) -> str:
     """The row's own id, or one made of its text."""
     own = row.get("id")
     if isinstance(own, str | int) and not isinstance(own, bool) and str(own).strip():
@@ -281,17 +281,17 @@ def _openai(
     ]
     return RawComparison(
         where=where,
-        id=_identity(info, *fields.values()),
+        id=identity(info, *fields.values()),
         template=layout.template,
         cut_field=layout.cut_field,
         fields=fields,
         responses=(texts[0], texts[1]),
-        policies=(_name(where, sides[0], "policy"), _name(where, sides[1], "policy")),
+        policies=(name_of(where, sides[0], "policy"), name_of(where, sides[1], "policy")),
         choice=int(choice),
-        worker=_name(where, row, "worker"),
-        batch=_name(where, row, "batch"),
-        split=_name(where, row, "split", "train"),
-        confidence=_confidence(where, row),
+        worker=name_of(where, row, "worker"),
+        batch=name_of(where, row, "batch"),
+        split=name_of(where, row, "split", "train"),
+        confidence=confidence_of(where, row),
     )
 
 
@@ -305,7 +305,7 @@ def check_choice(where: str, choice: Any) -> None:
         )
 
 
-def _confidence(where: str, row: Mapping[str, Any]) -> int | None:
+def confidence_of(where: str, row: Mapping[str, Any]) -> int | None:
     """1 to 9; None where a batch has none, or null (section 7.2)."""
     extra = row.get("extra")
     if not isinstance(extra, dict | None):
@@ -326,7 +326,7 @@ def _confidence(where: str, row: Mapping[str, Any]) -> int | None:
     )
 
 
-def _name(where: str, row: Mapping[str, Any], key: str, default: str = "") -> str:
+def name_of(where: str, row: Mapping[str, Any], key: str, default: str = "") -> str:
     """A text that names a policy, a worker, a batch or a split; a number will do."""
     value = row.get(key)
     if value is None or value == "":
@@ -369,20 +369,20 @@ def _preference(where: str, row: Mapping[str, Any], split: str) -> RawComparison
     fields = _fields(where, row, layout)
     return RawComparison(
         where=where,
-        id=_identity(row, *fields.values()),
+        id=identity(row, *fields.values()),
         template=layout.template,
         cut_field=None,
         fields=fields,
         responses=(_prose(where, row, "chosen"), _prose(where, row, "rejected")),
         policies=(
-            _name(where, row, "chosen_policy", "chosen"),
-            _name(where, row, "rejected_policy", "rejected"),
+            name_of(where, row, "chosen_policy", "chosen"),
+            name_of(where, row, "rejected_policy", "rejected"),
         ),
         choice=0,
-        worker=_name(where, row, "worker"),
-        batch=_name(where, row, "batch"),
-        split=_name(where, row, "split", split),
-        confidence=_confidence(where, row),
+        worker=name_of(where, row, "worker"),
+        batch=name_of(where, row, "batch"),
+        split=name_of(where, row, "split", split),
+        confidence=confidence_of(where, row),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nplus.config.data import DataConfig, TokenizerConfig
+from nplus.data.chat import ChatFormat, Span, read_template
 from nplus.records import InputError
 
 EOS_TOKEN = "<|endoftext|>"
@@ -40,6 +42,8 @@ class TextRules:
     """Detail A8: cut responses to this many tokens, EOS and all; None never cuts."""
     distinct_pad: bool = True
     """Detail A7."""
+    chat: bool = False
+    """Queries are rendered conversations, whose special tokens are tokens."""
 
     @classmethod
     def of(cls, data: DataConfig, tokenizer: TokenizerConfig) -> Self:
@@ -50,6 +54,7 @@ class TextRules:
             spaces_to=data.max_query_tokens if data.query_padding == "spaces" else None,
             cut_to=data.max_response_tokens if data.overlong == "cut" else None,
             distinct_pad=tokenizer.distinct_pad,
+            chat=data.format == "chat",
         )
 
 
@@ -61,6 +66,8 @@ class Codec:
     """
 
     rules: TextRules = TextRules()
+    chat: ChatFormat | None = None
+    """The chat template, under the rule `chat`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, pad_token: str = PAD_TOKEN) -> None:
         """InputError for a tokenizer without EOS, or one that reads EOS out of plain text."""
@@ -128,7 +135,22 @@ class Codec:
         other = copy.copy(self)
         other.rules = rules
         other.pad_id = int(self.tokenizer.pad_token_id) if rules.distinct_pad else self.eos_id
+        other.chat = ChatFormat.of(self.tokenizer) if rules.chat else None
         return other
+
+    def for_data(self, data: DataConfig, pad_token: str = PAD_TOKEN) -> Codec:
+        """The tokenizer for the rows of `data`: for conversations, EOS is what ends a turn.
+
+        A base model's EOS may be another token than the one its chat template writes, at which
+        generation has to stop. InputError for a template that does not tell.
+        """
+        if data.format == "text":
+            return self
+        tokenizer = copy.deepcopy(self.tokenizer)
+        if data.chat_template is not None:
+            tokenizer.chat_template = read_template(data.chat_template)
+        tokenizer.eos_token = ChatFormat.of(tokenizer).end
+        return Codec(tokenizer, pad_token=pad_token).with_rules(TextRules(chat=True))
 
     def save(self, path: str | Path) -> None:
         """Write a directory that `load` and transformers read."""
@@ -170,11 +192,47 @@ class Codec:
 
     def encode_query(self, query: str) -> list[int]:
         """Ids of a query as it stands: a template's final newline belongs to it (Q9)."""
-        return self.encode(query)
+        return self.encode_queries([query])[0]
 
     def encode_queries(self, queries: Sequence[str]) -> list[list[int]]:
-        """Ids of each query."""
-        return self.encode_batch(queries)
+        """Ids of each query. Of a rendered conversation special tokens are read out of the text,
+        and none is added: BOS stands there once, where the template writes it."""
+        if self.chat is None:
+            return self.encode_batch(queries)
+        return [list(ids) for ids, _ in self._rendered(queries)]
+
+    def _rendered(self, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
+        if not texts:
+            return []
+        found = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        return list(zip(found["input_ids"], found["offset_mapping"], strict=True))
+
+    def encode_turns(self, query: str, turns: Sequence[Span]) -> tuple[list[int], list[bool]]:
+        """Ids of a rendered conversation, and which of them are in `turns` (characters of it).
+
+        InputError where a token reaches over the edge of a turn.
+        """
+        ids, places = self._rendered([query])[0]
+        edges, inside = [edge for turn in turns for edge in turn], []
+        for token, (first, last) in zip(ids, places, strict=True):
+            passed = bisect_right(edges, first)
+            if passed < len(edges) and edges[passed] < last:
+                start = edges[passed - passed % 2]
+                raise InputError(
+                    f"token {self.tokenizer.decode([token])!r} reaches over the edge of the turn "
+                    f"{query[start : start + 40]!r}: no loss can be of the turn alone; set "
+                    "sft.loss_on=response, or mend the template in data.chat_template=PATH"
+                )
+            inside.append(passed % 2 == 1)
+        return ids, inside
 
     def encode_response(self, text: str) -> list[int]:
         """Detail A6: one leading space, the stripped text, EOS."""
@@ -187,7 +245,10 @@ class Codec:
         ]
 
     def response_text(self, text: str) -> str:
-        """A response as it stands behind a query: one leading space (Detail A6)."""
+        """A response as it stands behind a query: one leading space (Detail A6), or what the chat
+        template has there."""
+        if self.chat is not None:
+            return self.chat.response_text(text)
         return response_text(text, leading_space=self.rules.leading_space)
 
     def _ended(self, ids: Sequence[int]) -> list[int]:
@@ -235,7 +296,8 @@ class Codec:
     def decode_response(self, ids: Sequence[int]) -> str:
         """Text before the first EOS or PAD, without the leading space of Detail A6."""
         ends = (i for i, token in enumerate(ids) if token in (self.eos_id, self.pad_id))
-        return self.decode(ids[: next(ends, len(ids))]).lstrip()
+        text = self.decode(ids[: next(ends, len(ids))]).lstrip()
+        return text if self.chat is None else text.removeprefix(self.chat.before.strip()).strip()
 
     @property
     def splits_at_spaces(self) -> bool:

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable
 
 from nplus.config import RunConfig
+from nplus.recipes.chat import chat, chat_dpo
 from nplus.recipes.online import online
 from nplus.recipes.real import real
 from nplus.recipes.tldr import TLDR_RECIPES
@@ -19,6 +20,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "toy:overoptimise": overoptimise,
     "toy:tiny": tiny,
     "real": real,
+    "chat": chat,
+    "chat:dpo": chat_dpo,
     **TLDR_RECIPES,
 }
 

@@ -41,17 +41,27 @@ WHAT = {
     "online_dpo": "A summarisation policy trained by DPO on its own best and worst responses.",
     "dpo": "A summarisation policy trained by DPO on comparisons, from the SFT policy.",
 }
+CHAT_WHAT = {
+    "sft": "A policy fine-tuned on the assistant's turns of conversations.",
+    "reward": "A Bradley-Terry reward model: one number for the last turn of a conversation, "
+    "higher is better.",
+    "ppo": "A policy trained on conversations by PPO against a reward model, from the SFT policy.",
+    "dpo": "A policy trained by DPO on pairs of conversations, from the SFT policy.",
+}
 QUERY = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
 EXAMPLE = QUERY.format(
     subreddit="tifu", title="my roommate sold my bike", post="last week my roommate sold my bike."
 )
+CHAT_QUERY = """turns = [{"role": "user", "content": "Why is the sky blue?"}]
+query = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)"""
+"""The template writes what BOS there is: the text is tokenised with nothing added."""
 GENERATE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "path/to/this/folder"
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
-query = {query!r}
+{query}
 tokens = tokenizer(query, return_tensors="pt", add_special_tokens=False)
 out = model.generate(**tokens, max_new_tokens={length}, do_sample=True, temperature=0.7)
 print(tokenizer.decode(out[0, tokens["input_ids"].shape[1]:], skip_special_tokens=True))
@@ -63,8 +73,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 folder = "path/to/this/folder"
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-query = {query!r}
-text = query + " my roommate sold my bike." + tokenizer.eos_token
+{query}
+text = query + {response!r} + tokenizer.eos_token
 tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False)
 with torch.no_grad():
     score = model(**tokens).logits[0, 0].item() - getattr(model.config, "nplus_reward_shift", 0.0)
@@ -101,7 +111,7 @@ def card_text(run: RunView, stage: StageView) -> str:
     parts = [
         *_front(run, stage),
         f"# {words(run.recipe)}, {words(stage.name)}",
-        WHAT[stage.name],
+        (CHAT_WHAT if _of_chat(run) else WHAT)[stage.name],
         "## Figures measured in this run",
         "\n".join(_figures(run, stage)) or "None: the run has no evaluation yet.",
         "## Data",
@@ -150,7 +160,8 @@ def _front(run: RunView, stage: StageView) -> Iterator[str]:
     lines = ["---", "license: apache-2.0", "library_name: transformers", f"pipeline_tag: {kind}"]
     if base := base_model(run.config):
         lines.append(f'base_model: "{base}"')
-    lines += ["tags:", *(f"- {tag}" for tag in ("nplus", *TAGS[stage.name])), "---"]
+    tags = [tag for tag in TAGS[stage.name] if tag != "summarization" or not _of_chat(run)]
+    lines += ["tags:", *(f"- {tag}" for tag in ("nplus", *tags)), "---"]
     yield "\n".join(lines)
 
 
@@ -238,6 +249,11 @@ def _limits(run: RunView, stage: StageView) -> str:
             "Meant for texts like those it was trained on. Optimising against it without a KL "
             "penalty finds its mistakes."
         )
+    elif _of_chat(run):
+        lines.append(
+            "For research on RLHF: answers in conversations under the tokenizer's own chat "
+            "template. It may state what is not so; check before relying on it."
+        )
     else:
         lines.append(
             "For research on RLHF: summaries of posts in the template below. It may state things "
@@ -251,4 +267,11 @@ def _limits(run: RunView, stage: StageView) -> str:
 def _loading(run: RunView, stage: StageView) -> str:
     length = (run.config.get("evaluate") or {}).get("response_length") or 53
     text = SCORE if stage.name == "reward" else GENERATE
-    return text.format(query=EXAMPLE, length=length)
+    query, response = f"query = {EXAMPLE!r}", " my roommate sold my bike."
+    if _of_chat(run):
+        query, response = CHAT_QUERY, "Air scatters blue light most."
+    return text.format(query=query, response=response, length=length)
+
+
+def _of_chat(run: RunView) -> bool:
+    return (run.config.get("data") or {}).get("format") == "chat"

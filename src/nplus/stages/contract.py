@@ -58,13 +58,13 @@ def codec_of(
     rules = TextRules.of(config.data, config.tokenizer)
     pad = config.tokenizer.pad_token
     if tokenizer is not None:
-        codec = Codec.load(tokenizer, pad_token=pad)
+        codec = Codec.load(tokenizer, pad_token=pad).for_data(config.data, pad)
         return codec.with_rules(rules), {"name": str(tokenizer), "why": "named by --tokenizer"}
     if config.tokenizer.vocab_size is not None:
         texts = list(_texts(source, config))
         if not texts:
             return None, {"name": None, "why": "no row to train a tokenizer on"}
-        codec = train_bpe(texts, config.tokenizer.vocab_size, pad)
+        codec = train_bpe(texts, config.tokenizer.vocab_size, pad).for_data(config.data, pad)
         why = f"trained on {len(texts):,} texts of it: a run's own may differ by a few tokens"
         return codec.with_rules(rules), {"name": f"BPE of {codec.size} tokens", "why": why}
     from nplus.models.files import model_source
@@ -74,6 +74,7 @@ def codec_of(
         found = model_source(config.model)
         trust, revision = config.model.trust_remote_code, config.model.revision
         codec = Codec.load(found, pad_token=pad, trust_remote_code=trust, revision=revision)
+        codec = codec.for_data(config.data, pad)
     except InputError as error:
         return None, {"name": None, "why": str(error)}
     return codec.with_rules(rules), {"name": str(name), "why": f"the model's of {config.recipe}"}

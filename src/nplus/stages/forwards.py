@@ -11,13 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nplus.algorithms import supervised
-from nplus.batches import Objective, PairBatch, TokenBatch
+from nplus.batches import Objective, PackedBatch, PairBatch, TokenBatch
 from nplus.models.attention import NAME as BATCHED
 from nplus.models.lm import (
+    hidden_at,
     plain_head,
     response_hidden,
     sequence_logits,
     sequence_logprobs,
+    shared_inputs,
     trailing_hidden,
 )
 from nplus.models.scalar import ScalarModel
@@ -37,6 +39,21 @@ def token_objective(model: PreTrainedModel, batch: TokenBatch) -> Objective:
     at = targets_BT.nonzero(as_tuple=True)
     hidden_ND = _predicting(model, tokens_BT, mask_BT, at)
     nll = head_nll(hidden_ND, head.weight, head.bias, tokens_BT[at], weight_BT[at])
+    return supervised.summed(nll, batch)
+
+
+def packed_objective(model: PreTrainedModel, batch: PackedBatch) -> Objective:
+    """The same of sequences that share rows, each as if it stood alone."""
+    head = plain_head(model)
+    inputs = shared_inputs(model, batch)
+    if head is None:
+        return supervised.objective(model(**inputs).logits, batch)
+    rows_N, columns_N = target_mask(batch.mask_BT, batch.loss_mask_BT).nonzero(as_tuple=True)
+    width = batch.tokens_BT.shape[1]
+    hidden_BTD = hidden_at(model, inputs, width)
+    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, rows_N * width + columns_N - 1)
+    at = rows_N, columns_N
+    nll = head_nll(hidden_ND, head.weight, head.bias, batch.tokens_BT[at], batch.weight_BT[at])
     return supervised.summed(nll, batch)
 
 

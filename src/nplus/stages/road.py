@@ -141,7 +141,7 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
 def outside_inputs(config: RunConfig) -> dict[str, str]:
     """Files the data stage reads, by content, so that a changed file is a changed run."""
     data = config.data
-    sources = {"comparisons": data.comparisons.data}
+    sources = {"comparisons": data.comparisons.data, "chat_template": data.chat_template}
     if data.source == "files":
         sources["data"] = data.data
     paths = {role: Path(source).expanduser() for role, source in sources.items() if source}
@@ -170,7 +170,9 @@ def preflight(config: RunConfig) -> None:
     if config.tokenizer.vocab_size is None:
         options = {"revision": config.model.revision}
         trust = config.model.trust_remote_code
-        Codec.load(source, pad_token=config.tokenizer.pad_token, trust_remote_code=trust, **options)
+        pad = config.tokenizer.pad_token
+        codec = Codec.load(source, pad_token=pad, trust_remote_code=trust, **options)
+        codec.for_data(config.data, pad)
 
 
 def run_road(

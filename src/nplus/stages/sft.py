@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from nplus.stages.context import Context
 from nplus.stages.copying import copy_test
 from nplus.stages.forwards import token_objective
 from nplus.stages.trainer import Trainer
+from nplus.stages.turns import SHOWN, rate, train_turns
 
 Row = tuple[list[int], list[int]]
 
@@ -76,15 +77,11 @@ def trainer(
         ),
         counts=supervised.counts,
         objective=objective,
-        timing=_rate,
+        timing=rate,
         epochs=epochs,
         optim=optim,
         batch=batch,
     )
-
-
-def _rate(micros: Sequence[TokenBatch], seconds: float) -> dict[str, float]:
-    return {"tokens_per_second": sum(int(m.mask_BT.sum()) for m in micros) / seconds}
 
 
 def train(
@@ -97,8 +94,7 @@ def train(
     **settings: Any,
 ) -> Mapping[str, float]:
     """All steps of `trainer`, with its `settings`; resumes by itself."""
-    shown = {"loss": "loss/train", "tok_s": "tokens_per_second"}
-    return trainer(model, rows, ctx, **settings).run(where, save_steps=save_steps, shown=shown)
+    return trainer(model, rows, ctx, **settings).run(where, save_steps=save_steps, shown=SHOWN)
 
 
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
@@ -108,6 +104,12 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     """
     cfg = ctx.config.sft
     model = ctx.policy(ctx.base_stage)
+    if cfg.packing or cfg.loss_on == "assistant":
+        read = ctx.data.dialogues if ctx.config.data.format == "chat" else ctx.data.demonstrations
+        rows = read("train")[: cfg.max_rows]
+        results = train_turns(model, rows, where, ctx)
+        ctx.keep(model, where.model)
+        return {**results, "rows": len(rows), **copy_test(model, where, ctx)}
     demonstrations = ctx.data.demonstrations("train")[: cfg.max_rows]
     results = train(
         model,

@@ -71,6 +71,16 @@ class TokenCounter:
         return map(len, self._core.encode_batch_fast(texts, add_special_tokens=False))
 
 
+class RenderedCounter:
+    """Lengths in tokens of rendered conversations, whose special tokens are tokens."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+
+    def __call__(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self._codec.encode_queries(texts)]
+
+
 def pieces(text: str) -> tuple[str, list[str]]:
     """The text parted before each space that follows a non-space: its head, and the other parts
     without the space that each begins with."""

@@ -20,6 +20,7 @@ class Kind(NamedTuple):
 
 
 _ROW = "mend or remove the row"
+_TURN = "mend or remove the row, or set data.faulty=drop"
 _SHORTEN = "raise the limit, shorten the text, or set data.overlong=drop"
 
 KINDS: dict[str, Kind] = {
@@ -50,7 +51,7 @@ KINDS: dict[str, Kind] = {
         "error",
         "rows",
         "columns that match no known data",
-        "rename columns, or name them in data.template",
+        "rename columns, or name them in data.template; of conversations, set data.format=chat",
     ),
     "missing_field": Kind("error", "rows", "a column is missing", "add it or remove the row"),
     "wrong_type": Kind("error", "rows", "a column is not of its type", _ROW),
@@ -63,6 +64,31 @@ KINDS: dict[str, Kind] = {
         "rows",
         "two dialogues that part before the assistant's last turn",
         "give a column 'prompt', or remove the row",
+    ),
+    # Of conversations; data.faulty=drop leaves such rows out.
+    "unknown_role": Kind("error", "rows", "a turn of neither system, user nor assistant", _TURN),
+    "empty_turn": Kind("error", "rows", "a turn without text", _TURN),
+    "roles_alternate": Kind("error", "rows", "user and assistant do not speak in turn", _TURN),
+    "odd_turns": Kind("error", "rows", "an odd number of turns of user and assistant", _TURN),
+    "no_assistant_turn": Kind("error", "rows", "the assistant does not speak last", _TURN),
+    "unequal_turns": Kind("error", "rows", "two conversations of unlike numbers of turns", _TURN),
+    "history_differs": Kind(
+        "error", "rows", "two conversations that part before the last turn", _TURN
+    ),
+    "special_in_turn": Kind(
+        "error",
+        "rows",
+        "a turn spells a special token of the tokenizer: it would end or begin a turn",
+        "remove it from the text, or set data.faulty=drop",
+    ),
+    "template_refuses": Kind(
+        "error", "rows", "the chat template raises an error on this conversation", _TURN
+    ),
+    "template_rewrites": Kind(
+        "error",
+        "rows",
+        "rendered or tokenised, the prompt does not begin the whole conversation",
+        "mend the template in data.chat_template=PATH",
     ),
     "unknown_split": Kind(
         "error", "rows", "a split with an unknown name", "name it train, valid1 or valid2"
@@ -135,7 +161,7 @@ KINDS: dict[str, Kind] = {
         "warning",
         "queries",
         "a query is over data.max_query_tokens, and data.truncation=filter leaves it out",
-        "raise data.max_query_tokens, or set data.truncation=paragraph",
+        "raise data.max_query_tokens, or set data.truncation=paragraph (history of conversations)",
     ),
     "seam": Kind(
         "warning",

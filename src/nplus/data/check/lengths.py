@@ -9,15 +9,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nplus.config.data import DataConfig
+from nplus.config.data import CHAT_CUTS, DataConfig
 from nplus.data.check.bias import LengthBias
-from nplus.data.check.count import Count, TokenCounter, characters
+from nplus.data.check.count import Count, RenderedCounter, TokenCounter, characters
 from nplus.data.check.findings import Findings
 from nplus.data.check.kinds import Severity
 from nplus.data.comparisons import comparison_limits, is_news
-from nplus.data.fit import Limits, Raw, demonstration_limits, fit_queries
+from nplus.data.fit import Limits, Query, Raw, demonstration_limits, fit_queries
 from nplus.data.sources import EOS_TEXT, RawComparison
 from nplus.data.tldr import fill
+from nplus.records import InputError
 
 if TYPE_CHECKING:
     from nplus.data.tokens import Codec
@@ -46,13 +47,17 @@ class Lengths:
     longest: Counter[str] = field(default_factory=Counter)
     """The largest length over each limit's key."""
     count: Count = field(init=False)
+    count_queries: Count = field(init=False)
     markers: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.count, self.markers = characters, MARKERS
+        self.count = self.count_queries = characters
+        self.markers = MARKERS
         if self.codec is not None:
-            self.count = TokenCounter(self.codec)
+            self.count = self.count_queries = TokenCounter(self.codec)
             self.markers = (str(self.codec.tokenizer.eos_token),)
+            if self.codec.chat is not None:
+                self.count_queries = RenderedCounter(self.codec)
 
     @property
     def unit(self) -> str:
@@ -60,7 +65,7 @@ class Lengths:
 
     def feed(self, split: str, rows: Sequence[Raw], queries: Sequence[str], prompts: bool) -> None:
         """Rows of one split; of `prompts` there is no response."""
-        lengths = self.count(queries)
+        lengths = self.count_queries(queries)
         self.queries.extend(lengths)
         texts = [() if prompts else _responses(row) for row in rows]
         flat = iter(self._response_lengths([text for pair in texts for text in pair]))
@@ -71,7 +76,8 @@ class Lengths:
                 self.bias.feed(found[row.choice], found[1 - row.choice])
             if self.codec is not None:
                 self._limits(split, row, length, found)
-            self._markers(split, row.where, query, pair)
+            rendered = self.codec is not None and self.codec.chat is not None
+            self._markers(split, row.where, "" if rendered else query, pair)
         self.findings.populations["queries"] += len(rows)
         self.findings.populations["responses"] += sum(map(len, texts))
         if self.codec is not None and not prompts:
@@ -116,6 +122,7 @@ class Lengths:
         add, data, codec = self.findings.add, self.data, self.codec
         assert codec is not None
         why = f"{tokens} tokens, over a limit of {limit}"
+        severity: Severity
         if data.truncation == "filter":
             add("filtered_query", row.where, why, split=split)
             return None
@@ -124,8 +131,14 @@ class Lengths:
             if least is None or least > limit:
                 rest = f", {least} of them without any {row.cut_field!r}"
                 why += ", and a ready-made query is never cut" if least is None else rest
-                severity: Severity = "warning" if data.overlong == "drop" else "error"
+                severity = "warning" if data.overlong == "drop" else "error"
                 add("overlong_query", row.where, why, split=split, severity=severity)
+                return None
+        elif data.truncation in CHAT_CUTS:
+            found = fit_queries([row], codec, limit, truncation=data.truncation)[0]
+            if isinstance(found, InputError):
+                severity = "warning" if data.overlong == "drop" else "error"
+                add("overlong_query", row.where, str(found), split=split, severity=severity)
                 return None
         self.truncated[split] += 1
         add("truncated_query", row.where, why, field=row.cut_field or "", split=split)
@@ -133,7 +146,7 @@ class Lengths:
         if length is None or limit + response <= length:
             return 0
         fitted = fit_queries([row], codec, limit, truncation=data.truncation)[0]
-        return fitted[1] if isinstance(fitted, tuple) else 0
+        return fitted.tokens if isinstance(fitted, Query) else 0
 
     def _least(self, row: Raw) -> int:
         """Tokens of a query without the text that may be cut."""
@@ -167,7 +180,8 @@ class Lengths:
             self.seams += 1
             assert self.codec is not None
             if query and not check_seam(self.codec, query, pair[0]):
-                self.findings.add("seam", row.where, split=split)
+                kind = "seam" if self.codec.chat is None else "template_rewrites"
+                self.findings.add(kind, row.where, split=split)
 
     def finish(self) -> dict[str, Any]:
         """Lengths, the share of cut queries and of responses that keep their EOS."""

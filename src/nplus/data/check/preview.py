@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nplus.config.data import DataConfig
 from nplus.data.check.findings import place
 from nplus.data.comparisons import comparison_limits, is_news
-from nplus.data.fit import Raw, fit_queries
+from nplus.data.fit import Query, Raw, fit_queries
 from nplus.data.sources import RawComparison
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def preview(
         limit = comparison_limits(data, news=is_news(row))[0]
     whole = query
     fitted = fit_queries([row], codec, limit, truncation=data.truncation)[0]
-    if isinstance(fitted, tuple):
-        found["query"] = query = fitted[0]
+    if isinstance(fitted, Query):
+        found["query"] = query = fitted.text
     ((first, second),) = codec.encode_pairs([query], [response])
     ids = first if prompt else [*first, *second]
     found["response"] = codec.response_text(response)

@@ -14,6 +14,7 @@ from nplus.data.check.findings import Findings
 from nplus.data.check.lengths import Lengths
 from nplus.data.check.preview import preview
 from nplus.data.check.texts import Texts, prompt_keys
+from nplus.data.conversations import RawDialogue, RawPreference
 from nplus.data.fit import Raw
 from nplus.data.sources import RawComparison
 from nplus.data.tldr import fill
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 CHUNK = 2048
 """Rows that are held at a time."""
+BROKEN = ("not_utf8", "half_character", "broken_json", "not_an_object")
+"""Kinds of lines that are no rows, and that `data.faulty=drop` cannot leave out."""
 PREVIEWS = 1
 """Rows of a kind that are shown token by token."""
 
@@ -51,7 +54,15 @@ class Checker:
         """A row that a loader refuses."""
         self.faulty_rows += 1
         self.findings.populations["rows"] += 1
-        self.findings.add(error.kind, where, str(error), field=error.field, split=split)
+        left_out = self.data.faulty == "drop" and error.kind not in BROKEN
+        self.findings.add(
+            error.kind,
+            where,
+            str(error),
+            field=error.field,
+            split=split,
+            severity="warning" if left_out else None,
+        )
         self._counted(split)["faulty"] += 1
 
     def feed(self, kind: str, split: str, rows: Iterable[Raw]) -> None:
@@ -60,10 +71,12 @@ class Checker:
         while chunk := list(islice(left, CHUNK)):
             # Detail A5: a query starts with no space.
             queries = [fill(row.template, row.fields).lstrip() for row in chunk]
+            self.texts.feed(split, chunk, queries)
+            if self.codec is not None and self.codec.chat is not None:
+                chunk, queries = self._rendered(split, chunk)
             before = self.lengths.truncated[split]
             self.findings.populations["rows"] += len(chunk)
             self._empty(split, chunk)
-            self.texts.feed(split, chunk, queries)
             self.lengths.feed(split, chunk, queries, kind == "prompts")
             counted = self._counted(split)
             counted["rows"] += len(chunk)
@@ -73,6 +86,28 @@ class Checker:
                 if len(shown) >= PREVIEWS:
                     break
                 shown.append(preview(row, query, self.codec, self.data, prompt=kind == "prompts"))
+
+    def _rendered(self, split: str, rows: Sequence[Raw]) -> tuple[list[Raw], list[str]]:
+        """Rows whose conversation the template takes, and what it makes of their prompts."""
+        assert self.codec is not None
+        assert self.codec.chat is not None
+        found: list[tuple[Raw, str]] = []
+        for row in rows:
+            if not isinstance(row, RawDialogue | RawPreference):
+                found.append((row, fill(row.template, row.fields)))
+                continue
+            texts = row.responses if isinstance(row, RawComparison) else (row.response,)
+            try:
+                query = self.codec.chat.prompt(row.messages, row.where)
+                if isinstance(row, RawDialogue):
+                    self.codec.chat.turns(row.messages, row.where)
+                for text in filter(None, texts):
+                    self.codec.chat.whole(row.messages, text, row.where)
+            except RowError as error:
+                self.faulty(row.where, split, error)
+            else:
+                found.append((row, query))
+        return [row for row, _ in found], [query for _, query in found]
 
     def known(self, split: str, prompts: Iterable[tuple[str, Raw]]) -> None:
         """Prompts that are only compared with: `(query, row)`."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nplus.config.data import CNNDM_TEMPLATE, POST_TEMPLATE, TLDR_TEMPLATE, DataConfig
 from nplus.data.check.rows import CHUNK, Checker, as_raw
 from nplus.data.comparisons import split_of
+from nplus.data.conversations import conversation_kind, dialogue, dialogue_prompt, preference
 from nplus.data.files import (
     SPLIT_NAMES,
     SPLITS,
@@ -264,6 +265,8 @@ Make = Callable[[str, Mapping[str, Any], str], Raw]
 
 def _maker(rows: Sequence[tuple[str, Mapping[str, Any]]], data: DataConfig) -> tuple[str, Make]:
     """What most of the first rows are, and how one becomes what a run reads."""
+    if data.format == "chat":
+        return _conversation_maker(rows)
     template, cut_field = data.template, data.cut_field
     kinds = Counter(kind_of(row, template) for _, row in rows)
     del kinds[""]
@@ -288,6 +291,24 @@ def _maker(rows: Sequence[tuple[str, Mapping[str, Any]]], data: DataConfig) -> t
     layout = layouts.most_common(1)[0][0]
     make = prompt if kind == "prompts" else demonstration
     return kind, lambda where, row, split: make(where, row, layout)
+
+
+CONVERSATIONS: dict[str, Make] = {
+    "comparisons": preference,
+    "demonstrations": lambda where, row, split: dialogue(where, row),
+    "prompts": lambda where, row, split: dialogue_prompt(where, row),
+    "": lambda where, row, split: dialogue(where, row),
+}
+
+
+def _conversation_maker(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, Make]:
+    """The same of conversations; a run's own comparisons hold what was rendered before."""
+    kinds = Counter(
+        "records" if set(RECORD) <= row.keys() else conversation_kind(row) for _, row in rows
+    )
+    del kinds[""]
+    kind = kinds.most_common(1)[0][0] if kinds else ""
+    return kind, _record if kind == "records" else CONVERSATIONS[kind]
 
 
 def _prompt_layout(
