@@ -12,6 +12,7 @@ from nplus.engines.steps import PlainSteps
 from nplus.runs import StageDir
 from nplus.seeding import uniforms
 from nplus.stages import compute, groups
+from nplus.stages.drawing import noise
 from nplus.stages.keeping import Keeper
 
 UPDATES = 4
@@ -131,7 +132,7 @@ def test_a_resumed_run_is_the_whole_one_to_the_bit(algorithm, group_trainer_of, 
 
 def test_noise_hangs_on_prompt_and_sample_alone():
     sampling = SamplingConfig(response_length=5)
-    found = groups.group_noise(7, "here", ["b", "a"], sampling, 3)
+    found = noise(7, "here", ["b", "a"], sampling, range(3))
     for row, (key, sample) in enumerate((k, s) for k in "ba" for s in range(3)):
         assert found[row].tolist() == uniforms(7, "here", key, sample, n=5).tolist()
 

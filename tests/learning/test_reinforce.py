@@ -11,7 +11,8 @@ from nplus.engines.kv import KVEngine
 from nplus.engines.mixture import mixture_engine
 from nplus.models.scalar import ScalarModel
 from nplus.rollout import collect, generate
-from nplus.stages.groups import GREEDY, group_noise
+from nplus.stages.drawing import noise
+from nplus.stages.groups import GREEDY
 from nplus.stages.on_policy import Trainer
 from nplus.stages.reinforce import PolicyGradient
 
@@ -56,12 +57,13 @@ def trained(tiny_causal, stage_context, prompts_of_lengths):
         for step in range(updates):
             few = prompts_of_lengths([2 + n % 3 for n in range(cfg.prompts)], seed=step)
             prompts = few.rows(torch.arange(cfg.prompts).repeat_interleave(cfg.num_generations))
-            uniforms = (0, f"learning {step}", few.keys, cfg.sampling, cfg.num_generations)
+            numbers = range(cfg.num_generations)
+            uniforms = (0, f"learning {step}", few.keys, cfg.sampling, numbers)
             rollout = collect(
                 engine,
                 prompts,
                 cfg.sampling,
-                group_noise(*uniforms),
+                noise(*uniforms),
                 policy=policy,
                 reference=reference,
                 score=rule,
@@ -74,7 +76,7 @@ def trained(tiny_causal, stage_context, prompts_of_lengths):
                     generate(engine, prompts, greedy, torch.full((ROWS, WIDTH), 0.5), size=ROWS)
                 )
             if cfg.signal == "preference":
-                noise_BR = group_noise(1, *uniforms[1:])
+                noise_BR = noise(1, *uniforms[1:])
                 rival_B = rule(generate(mixed, prompts, cfg.sampling, noise_BR, size=ROWS))
             grouped = GroupRollout(rollout, rival_B, torch.ones(ROWS).bool())
             batch, metrics = reinforce.credit(grouped, cfg)

@@ -16,6 +16,7 @@ from nplus.config.preference import PreferenceConfig
 from nplus.config.reinforce import ReinforceConfig
 from nplus.config.run import RunConfig
 from nplus.config.sampling import SamplingConfig
+from nplus.config.scoring import ScoringConfig, TermConfig
 from nplus.config.stages import (
     EvaluateConfig,
     LabelConfig,
@@ -51,6 +52,8 @@ __all__ = [
     "SFTConfig",
     "SampleConfig",
     "SamplingConfig",
+    "ScoringConfig",
+    "TermConfig",
     "TokenizerConfig",
     "WorldConfig",
 ]

@@ -18,6 +18,7 @@ from nplus.config.online_dpo import OnlineDPOConfig
 from nplus.config.ppo import PPOConfig
 from nplus.config.preference import PreferenceConfig
 from nplus.config.reinforce import ReinforceConfig
+from nplus.config.scoring import ScoringConfig
 from nplus.config.stages import (
     EvaluateConfig,
     LabelConfig,
@@ -49,6 +50,7 @@ class RunConfig(Config):
     label: LabelConfig = LabelConfig()
     reward: RewardConfig = RewardConfig()
     preference: PreferenceConfig | None = None
+    scoring: ScoringConfig = ScoringConfig()
     ppo: PPOConfig | None = PPOConfig()
     reinforce: ReinforceConfig | None = None
     online_dpo: OnlineDPOConfig | None = None

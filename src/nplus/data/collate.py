@@ -66,13 +66,6 @@ def padded(
     return tokens, mask & (tokens != pad_id)
 
 
-def left_padded(
-    rows: Sequence[Sequence[int]], pad_id: int, *, multiple: int = 1
-) -> tuple[Tensor, Tensor]:
-    """`tokens_BT, mask_BT` of rows whose last tokens stand in the last column (Detail A9)."""
-    return _pad(rows, pad_id, left=True, multiple=multiple)
-
-
 def prompt_batch(
     codec: Codec, items: Sequence[HasQuery], keys: Sequence[str] | None = None
 ) -> PromptBatch:

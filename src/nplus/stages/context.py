@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,13 +19,17 @@ from nplus.data.prepare import DataDir
 from nplus.data.tokens import Codec, TextRules
 from nplus.distributed.topology import Topology
 from nplus.engines.kv import KVEngine
+from nplus.evaluation.verifiable import Term
 from nplus.models.critic import SharedCritic
 from nplus.models.files import load_causal_lm, save_causal_lm
 from nplus.models.lm import set_dropout, set_positions
 from nplus.models.scalar import ScalarModel
+from nplus.records import Demonstration
+from nplus.rollout import ScoreFn
 from nplus.runs import StageDir, Stop
 from nplus.stages.doctor.watch import Watch
 from nplus.stages.scorers import Gold
+from nplus.stages.scoring import score_fn, terms_of
 
 READ_AT = {"eos": 0, "before_eos": 1}
 """Detail D4: tokens between the last one and the one whose output is the score."""
@@ -57,6 +61,15 @@ class Context:
     def codec(self) -> Codec:
         """The run's tokenizer under the text rules of its configuration."""
         return self.data.codec().with_rules(TextRules.of(self.config.data, self.config.tokenizer))
+
+    @cached_property
+    def terms(self) -> tuple[Term, ...]:
+        """The verifiable rewards of the run."""
+        return terms_of(self.config.scoring)
+
+    def score_fn(self, reward_model: ScalarModel, posts: Sequence[Demonstration]) -> ScoreFn:
+        """What responses to `posts` are scored by in training (`scoring`)."""
+        return score_fn(reward_model, self.config.scoring, self.terms, posts, self.codec)
 
     def gold(self) -> Gold | None:
         """The gold scorer of the embedded world; None where there are no fact sheets."""

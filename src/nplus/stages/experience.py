@@ -13,7 +13,7 @@ from nplus.config import PPOConfig
 from nplus.data.collate import prompt_batch
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration
-from nplus.rollout import Critic, add_values, collect, rm_scores
+from nplus.rollout import Critic, add_values, collect
 from nplus.seeding import epoch_order, take
 from nplus.stages.context import Context
 from nplus.stages.drawing import noise
@@ -64,7 +64,7 @@ class Experience:
             noise(ctx.seed, f"ppo rollout {step}", prompts.keys, cfg.sampling).to(ctx.device),
             policy=self.policy,
             reference=self.reference,
-            score=lambda generation: rm_scores(self.reward_model, generation),
+            score=ctx.score_fn(self.reward_model, posts),
             eos_id=ctx.codec.eos_id,
             size=cfg.rollout_micro_batch_size,
             old_logprobs=cfg.old_logprobs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from nplus.engines.protocol import Engine
 from nplus.models.scalar import ScalarModel
 from nplus.ops.responses import contains_eos
 from nplus.records import Demonstration
-from nplus.rollout import collect, generate, rm_scores, scored, trimmed, untruncated
+from nplus.rollout import collect, generate, scored, trimmed, untruncated
 from nplus.seeding import epoch_order, take
 from nplus.stages.context import Context
 from nplus.stages.drawing import noise
@@ -39,15 +39,6 @@ def prompts_of(
         return [posts[i] for i in take(ctx.seed, name, len(posts), start, count)]
     order = epoch_order(ctx.seed, name, 0, len(posts))
     return [posts[order[(start + i) % len(posts)]] for i in range(count)]
-
-
-def group_noise(
-    seed: int, name: str, keys: Sequence[str], sampling: SamplingConfig, samples: int
-) -> Tensor:
-    """[Q * G, R] uniforms named by (name, prompt key, sample), the samples of a prompt side by
-    side."""
-    found = [noise(seed, name, keys, sampling, sample) for sample in range(samples)]
-    return torch.stack(found, dim=1).flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +63,8 @@ class Groups:
         prompts = self._repeated(posts)
         keys = [post.id for post in posts]
         name = f"{cfg.stage} rollout {step}"
-        noise_BR = group_noise(ctx.seed, name, keys, cfg.sampling, cfg.num_generations)
+        numbers = range(cfg.num_generations)
+        noise_BR = noise(ctx.seed, name, keys, cfg.sampling, numbers)
         rollout = collect(
             ctx.engine(self.policy),
             prompts,
@@ -80,7 +72,7 @@ class Groups:
             noise_BR.to(ctx.device),
             policy=self.policy,
             reference=self.reference,
-            score=lambda generation: rm_scores(self.reward_model, generation),
+            score=ctx.score_fn(self.reward_model, posts),
             eos_id=ctx.codec.eos_id,
             size=cfg.rollout_micro_batch_size,
             old_logprobs=cfg.old_logprobs,
@@ -119,12 +111,12 @@ class Groups:
             once = prompts.rows(torch.arange(0, len(prompts), samples))
             sampling = cfg.sampling.model_copy(update={"temperature": GREEDY})
             noise_QR = torch.full((len(once), sampling.response_length), 0.5)
-            found = self._scored(ctx.engine(self.policy), once, sampling, noise_QR)
+            found = self._scored(ctx.engine(self.policy), posts, once, sampling, noise_QR)
             return found[0].repeat_interleave(samples), found[1].repeat_interleave(samples)
         if cfg.rival == "mixture":
             keys = [post.id for post in posts]
             name = f"{cfg.stage} rivals {step}"
-            noise_BR = group_noise(ctx.seed, name, keys, cfg.sampling, samples)
+            noise_BR = noise(ctx.seed, name, keys, cfg.sampling, range(samples))
             engine = mixture_engine(
                 self.policy,
                 self.reference,
@@ -132,19 +124,24 @@ class Groups:
                 eos_id=ctx.codec.eos_id,
                 pad_id=ctx.codec.pad_id,
             )
-            return self._scored(engine, prompts, cfg.sampling, noise_BR)
+            return self._scored(engine, posts, prompts, cfg.sampling, noise_BR)
         zeros_B = torch.zeros(len(prompts), device=ctx.device)
         return zeros_B, torch.ones_like(zeros_B, dtype=torch.bool)
 
     def _scored(
-        self, engine: Engine, prompts: PromptBatch, sampling: SamplingConfig, noise_BR: Tensor
+        self,
+        engine: Engine,
+        posts: list[Demonstration],
+        prompts: PromptBatch,
+        sampling: SamplingConfig,
+        noise_BR: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx, cfg = self.ctx, self.cfg
         size = cfg.rollout_micro_batch_size
         generation = generate(engine, prompts, sampling, noise_BR.to(ctx.device), size=size)
         generation = trimmed(generation) if cfg.stop_token == "eos" else untruncated(generation)
         scores_B = scored(
-            lambda part: rm_scores(self.reward_model, part),
+            ctx.score_fn(self.reward_model, posts),
             generation,
             size=size,
             positions=ctx.config.model.positions,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from nplus.data.collate import WIDTH_MULTIPLE, left_padded
+from nplus.data.collate import WIDTH_MULTIPLE, padded
 from nplus.data.preference import letter_ids, letter_rows, pair_prompts, require_room
 from nplus.data.tokens import Codec
 from nplus.evaluation.accuracy import margin_records, share
@@ -67,8 +67,8 @@ class PairwiseModel:
         for start in range(0, len(order), self.size):
             picked = order[start : start + self.size]
             # Some letter stands last: its logits are those that training has taught.
-            rows = [[*prompts[i], self.letters[0]] for i in picked]
-            tokens_BT, mask_BT = left_padded(rows, self.codec.pad_id, multiple=WIDTH_MULTIPLE)
+            rows, pad_id = [[*prompts[i], self.letters[0]] for i in picked], self.codec.pad_id
+            tokens_BT, mask_BT = padded(rows, pad_id, left=True, multiple=WIDTH_MULTIPLE)
             device = self.model.device
             logits_BV = response_logits(self.model, tokens_BT.to(device), mask_BT.to(device), 1)
             both_B2 = logits_BV[:, 0, list(self.letters)].float()

@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from nplus.config import RunConfig, profiles, relatives
 from nplus.config.online import step_of
-from nplus.config.run import member_of, reward_stages
+from nplus.config.run import ONLINE, member_of, reward_stages
 from nplus.data.tokens import Codec
 from nplus.distributed.topology import Topology, connected
 from nplus.engines.api import require_judge
@@ -128,6 +128,8 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     if member:
         parts["reward"].pop("members")
         parts |= {"member": member} if member > 1 else {}
+    if name in ONLINE and not config.scoring.plain:
+        parts["scoring"] = config.scoring.model_dump(mode="json")
     if name == "evaluate" and config.evaluate.judge == "llm":
         # Whom is asked, and how; not how fast.
         parts["judge"] = config.judge.model_dump(include={"model", "base_url", "order"})

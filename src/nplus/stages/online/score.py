@@ -14,6 +14,7 @@ from nplus.stages.context import Context
 from nplus.stages.online.common import settings, weights_hash
 from nplus.stages.preference import PairwiseModel
 from nplus.stages.scorers import RewardScorer
+from nplus.stages.scoring import combined
 
 Row = dict[str, Any]
 """What is known of a prompt's responses."""
@@ -26,9 +27,8 @@ def scorers_of(ctx: Context) -> dict[str, Scorer]:
     found: dict[str, Scorer] = {}
     for name in names:
         model = ctx.scalar(ctx.dirs[name].model).eval()
-        found[weights_hash(ctx.dirs[name])] = RewardScorer(
-            model, ctx.codec, size=cfg.micro_batch_size
-        )
+        scorer = RewardScorer(model, ctx.codec, size=cfg.micro_batch_size)
+        found[weights_hash(ctx.dirs[name])] = combined(scorer, ctx.config.scoring)
     if len(found) < len(names):
         raise InputError(
             f"online.scorer=ensemble: two of {', '.join(names)} have the same weights, so they are "

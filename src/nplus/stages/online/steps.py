@@ -47,6 +47,8 @@ def settings_of(step: Step, config: RunConfig) -> dict[str, Any]:
     }
     if step.kind == "score":
         parts["knockout"] = config.online.pairing == "knockout"
+        if not config.scoring.plain:
+            parts["scoring"] = config.scoring.model_dump(mode="json")
     if step.kind == "validate":
         whole = config.evaluate.model_dump(mode="json")
         names = ("temperatures", "response_length", "micro_batch_size", "use_stemmer")

@@ -1,0 +1,59 @@
+"""Verifiable rewards on the road: what policies are trained on."""
+
+import pytest
+
+from nplus.runs.ledger import read_ledger
+
+MODULE = "def length(query, response, id):\n    return len(response)\n"
+TERM = {"function": "road_rewards:length", "weight": 0.5, "at_least": 40, "penalty": 100.0}
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path, monkeypatch):
+    (tmp_path / "road_rewards.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+
+
+def expected(text):
+    return 0.5 * len(text) - (100.0 if len(text) < 40 else 0.0)
+
+
+def test_policies_are_trained_on_the_sum(road_config, drive, tmp_path):
+    scoring = {"reward_weight": 0.0, "terms": (TERM,)}
+    loop = {
+        "rounds": 1,
+        "prompts": 4,
+        "samples": 2,
+        "response_length": 48,
+        "train": {"batch": {"batch_size": 2, "micro_batch_size": 2}},
+    }
+    reinforce = {
+        "algorithm": "rloo",
+        "total_episodes": 4,
+        "batch_size": 4,
+        "num_generations": 2,
+        "micro_batch_size": 2,
+        "sampling": {"response_length": 48},
+    }
+    config = road_config(scoring=scoring, online=loop, reinforce=reinforce)
+    root = drive(config, tmp_path / "run", until="reinforce")
+    for path in root.ledgers():
+        for row in read_ledger(path):
+            assert row.scores == pytest.approx([expected(text) for text in row.responses])
+    for stage in ("ppo", "reinforce"):
+        rows = root.stages()[stage].read_samples()[1]
+        for row in rows:
+            assert row["score"] == pytest.approx(expected(row["response"]))
+
+
+def test_the_reward_model_alone_needs_no_other_key(road_config):
+    from nplus.stages.road import stage_config
+
+    assert "scoring" not in stage_config("ppo", road_config())
+    changed = road_config(scoring={"terms": (TERM,)})
+    assert "scoring" in stage_config("ppo", changed)
+    assert "scoring" not in stage_config("reward", changed)
+    assert "scoring" in stage_config(
+        "round1_score",
+        changed.model_copy(update={"online": road_config(online={"response_length": 48}).online}),
+    )
