@@ -98,11 +98,12 @@ def test_every_number_stands_at_its_pair(kept, tiny_causal):
     near(kept(RAGGED[::-1])[0], RAGGED[::-1], tiny_causal(1))
 
 
-def test_another_references_are_never_used(kept, tiny_causal):
+def test_another_references_are_never_used(kept, where, tiny_causal):
     kept(seed=1)
     found, new = kept(seed=2)
     assert new == len(ROWS)
     near(found, ROWS, tiny_causal(2))
+    assert "damaged" not in where.journal_path.read_text()
 
 
 def test_other_pairs_are_computed_and_the_rest_is_kept(kept, tiny_causal):
@@ -116,7 +117,9 @@ def test_other_pairs_are_computed_and_the_rest_is_kept(kept, tiny_causal):
 def test_the_sides_of_a_pair_are_not_mixed_up():
     turned = [row._replace(chosen=row.rejected, rejected=row.chosen) for row in ROWS]
     split = PairRow([4], [6, 11, 0], [12, 13, 14, 0])
-    assert len({pair_hash(row) for row in [*ROWS, *turned, split]}) == 7  # two rows are each other
+    other = ROWS[0]._replace(rejected=[10, 0])
+    # Two rows are each other turned.
+    assert len({pair_hash(row) for row in [*ROWS, *turned, split, other]}) == 8
 
 
 def test_another_tokenizer_or_rule_is_another_text(codec, kept):
