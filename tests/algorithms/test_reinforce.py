@@ -218,6 +218,24 @@ def test_kl_in_the_loss_adds_the_gradient_of_its_estimator(estimator, slope):
     torch.testing.assert_close(gradient - without, expected.masked_fill(~MASK, 0.0))
 
 
+@pytest.mark.parametrize(
+    ("estimator", "value"), [("k1", lambda d: d), ("k3", lambda d: (-d).exp() - 1 + d)]
+)
+def test_a_corrected_kl_has_the_gradient_of_the_ratio_too(estimator, value):
+    cfg = settings("grpo", kl_coef=0.7, kl_estimator=estimator, use_bias_correction_kl=True)
+    found, batch, _ = credited(cfg)
+    logprobs = batch.old_logprobs_BR + 0.1
+    without = loss_and_gradient(batch, settings("grpo", kl_coef=0.0), logprobs)[1]
+    _, gradient = loss_and_gradient(batch, cfg, logprobs)
+    gap = logprobs - found.rollout.ref_logprobs_BR
+    slope = torch.ones_like(gap) if estimator == "k1" else 1 - (-gap).exp()
+    expected = 0.7 * torch.tensor(0.1).double().exp() * (value(gap) + slope)
+    lengths = torch.tensor(LENGTHS).double().unsqueeze(1)
+    torch.testing.assert_close(
+        gradient - without, (expected / (4 * lengths)).masked_fill(~MASK, 0.0)
+    )
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_clip_higher_by_hand(sign):
     cfg = settings(

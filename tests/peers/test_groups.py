@@ -40,7 +40,9 @@ def case(name, kind, ours, *, rewards=None, seed=0, **args):
         "old": drawn(1.0),
         "reference": drawn(1.0),
         "new": drawn(1.0),
-        "args": {"num_generations": 4, "max_completion_length": WIDTH, "beta": 0.0, **args},
+        "args": {"num_generations": 4, "max_completion_length": WIDTH, "beta": 0.0}
+        | ({"use_bias_correction_kl": False} if kind == "grpo" else {})
+        | args,
         "ours": ours,
     }
 
@@ -92,6 +94,14 @@ CASES = [
         GRPO,
         loss_type="grpo",
         rewards=[0.1] * 4 + [1.0, 0.0, 2.0, 0.0],
+    ),
+    case(
+        "grpo, corrected kl",
+        "grpo",
+        GRPO | KL | {"use_bias_correction_kl": True},
+        loss_type="grpo",
+        beta=0.3,
+        use_bias_correction_kl=True,
     ),
     case(
         "dr grpo",

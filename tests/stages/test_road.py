@@ -450,7 +450,7 @@ def test_a_stage_broken_off_after_saving_its_model_runs_again(
     assert_same_weights(weights(again), weights(finished.stages()["sft"]))
 
 
-@pytest.mark.parametrize("point", [(Context, "keep"), (ppo_stage, "_verdict")])
+@pytest.mark.parametrize("point", [(Context, "keep"), (ppo_stage, "verdict")])
 def test_ppo_broken_off_after_its_last_checkpoint_runs_to_the_same_end(
     point, copied, finished, road_config, drive, monkeypatch
 ):

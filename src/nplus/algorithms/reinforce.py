@@ -182,7 +182,7 @@ def objective(
 
     At ratio 1 the gradient of the first is minus that of `sum_t advantage_t * log p_t`, divided as
     the aggregation says. KL has the gradient of its estimator: k2 `(log p - log p_ref) d log p`,
-    k3 `(1 - p_ref / p) d log p`.
+    k3 `(1 - p_ref / p) d log p`; with `use_bias_correction_kl` that of ratio times estimate.
     """
     mask_BR = batch.response_mask_BR
     level_BR = log_ratios(logprobs_BR, batch.old_logprobs_BR, mask_BR, level=cfg.ratio)
@@ -202,6 +202,8 @@ def objective(
         kl_BR = kl_per_token(
             logprobs_BR, batch.ref_logprobs_BR, mask_BR, estimator=cfg.kl_estimator
         )
+        if cfg.use_bias_correction_kl:
+            kl_BR = kl_BR * level_BR.exp()
         price = float(batch.kl_coef_B[0])
         terms["kl_avg"] = (price, Mean(aggregated(kl_BR, mask_BR, how=cfg.aggregation), count))
     moved_BR = log_ratios(logprobs_BR.detach(), batch.old_logprobs_BR, mask_BR)

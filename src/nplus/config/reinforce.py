@@ -70,6 +70,10 @@ class ReinforceConfig(GroupConfig):
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Per-token KL estimator. In the loss, k2 has the gradient of KL(policy || reference), k3 that
     of KL(reference || policy), both under the policy's own samples."""
+    use_bias_correction_kl: bool = False
+    """With `kl_in=loss`: multiply KL by the ratio of new and old policy, gradient and all, which
+    makes the gradient of k1 and k3 that of KL(policy || reference) also under old samples
+    (DeepSeek-V3.2, 2512.02556; TRL's default)."""
     kl_coef: float = Field(0.05, ge=0)
     """KL coefficient beta."""
     kl_target: float | None = Field(None, gt=0)
@@ -126,10 +130,11 @@ def contradictions(cfg: ReinforceConfig) -> list[str]:
             f"ratio={cfg.ratio} with aggregation={cfg.aggregation}: a response has one ratio, that "
             "its length must not weigh; set aggregation=sequence, or ratio=token"
         )
-    if cfg.kl_in == "loss" and cfg.kl_estimator == "k1" and cfg.kl_coef:
+    alone = not cfg.use_bias_correction_kl
+    if cfg.kl_in == "loss" and cfg.kl_estimator == "k1" and cfg.kl_coef and alone:
         found.append(
             "kl_in=loss with kl_estimator=k1: its gradient is 0 in expectation; set "
-            "kl_estimator=k2 or k3, or kl_in=reward"
+            "kl_estimator=k2 or k3, or kl_in=reward, or use_bias_correction_kl=true"
         )
     if cfg.ratio != "token" and cfg.kl_in == "reward" and cfg.kl_credit == "to_go":
         found.append(
