@@ -20,7 +20,7 @@ from nplus.data.conversations import (
 from nplus.records import InputError, RowError
 
 HH = "\n\nHuman: Hello?\n\nAssistant: Hi.\n\nHuman: Why?\n\nAssistant:"
-HH_FILE = Path(__file__).parents[2] / "shared/data/hh_harmless.jsonl"
+HH_FILE = Path(__file__).parents[3] / "shared/data/hh_harmless.jsonl"
 
 
 def test_a_conversation_is_its_turns_and_the_last_answer() -> None:
