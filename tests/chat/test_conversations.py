@@ -20,7 +20,7 @@ from nplus.data.conversations import (
 from nplus.records import InputError, RowError
 
 HH = "\n\nHuman: Hello?\n\nAssistant: Hi.\n\nHuman: Why?\n\nAssistant:"
-HH_FILE = Path("/work/shared/data/hh_harmless.jsonl")
+HH_FILE = Path(__file__).parents[3] / "shared/data/hh_harmless.jsonl"
 
 
 def test_a_conversation_is_its_turns_and_the_last_answer() -> None:
@@ -157,11 +157,10 @@ def test_conversations_in_parquet(tmp_path: Path) -> None:
     assert [(row.id, row.response) for row in found] == [("1", "b"), ("2", "d")]
 
 
-@pytest.mark.skipif(not HH_FILE.is_file(), reason="no HH-RLHF here")
+@pytest.mark.skipif(not HH_FILE.is_file(), reason="HH-RLHF is not beside the project (shared/data)")
 def test_dialogues_of_hh_are_conversations() -> None:
-    """1,733 rows; 3 have a blank last turn and 4 part before it."""
+    """Blank turns, and speakers that speak twice, are in the published data."""
     dropped: Counter[str] = Counter()
     rows = load_preferences(HH_FILE, faulty="drop", dropped=dropped)
-    assert len(rows) + dropped.total() == 1733
-    assert len(rows) > 1700
+    assert (len(rows), dropped) == (1722, {"empty_turn": 3, "roles_alternate": 8})
     assert rows[0].messages[0] == Message("user", "what are some pranks with a pen i can do?")

@@ -190,7 +190,7 @@ def test_smollm_itself(tmp_path: Path) -> None:
     for name, rows in (("messages", messages(16)), ("pairs", pairs(16))):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    config = small("smollm", tmp_path / "messages.jsonl", tmp_path / "pairs.jsonl")
+    config = small("smollm", tmp_path / "messages.jsonl", tmp_path / "pairs.jsonl", dpo=None)
     threads = torch.get_num_threads()
     root = run_road(config, tmp_path / "run", console=Console(quiet=True))
     torch.set_num_threads(threads)
