@@ -28,7 +28,7 @@ def check(
     from nplus.config.load import config_hash, dump_yaml
 
     cfg = resolve(recipe, config, sets, seed)
-    plan = [*_plan(cfg, world_size), *_memory(cfg, world_size)]
+    plan = [*_plan(cfg, world_size), *_loop(cfg, world_size), *_memory(cfg, world_size)]
     typer.echo(dump_yaml(cfg))
     typer.echo("\n".join([*plan, *_autos(cfg), *_semantics(cfg)]))
     typer.echo(f"# stages: {', '.join(cfg.stage_names())}")
@@ -82,6 +82,7 @@ def _plan(cfg: RunConfig, world_size: int) -> Iterator[str]:
         ("pretrain", cfg.pretrain),
         ("sft", cfg.sft),
         ("dpo", cfg.dpo),
+        ("preference", cfg.preference),
         ("reward", cfg.reward),
     )
     yield f"# batch plan over {world_size} process{'es' if world_size > 1 else ''}"
@@ -113,13 +114,42 @@ def _plan(cfg: RunConfig, world_size: int) -> Iterator[str]:
             yield f"# {name}: " + ", ".join(f"{key}={value}" for key, value in told.items())
 
 
+def _loop(cfg: RunConfig, world_size: int) -> Iterator[str]:
+    """What the online loop draws, scores and trains on, if every pair is kept."""
+    from nplus.config.batch_plan import supervised_plan
+
+    loop = cfg.online
+    if loop is None or "online" not in cfg.stage_names():
+        return
+    responses = loop.rounds * loop.prompts * loop.samples
+    yield (
+        f"# online: {loop.rounds} rounds of {loop.prompts:,} prompts with {loop.samples} responses "
+        f"each: {responses:,} responses, at most {responses * loop.response_length:,} tokens"
+    )
+    offline = (loop.offline_pairs or cfg.label.pairs) if loop.history == "offline-mix" else 0
+    for number in range(1, loop.rounds + 1):
+        rounds = 1 if loop.history == "fresh" else number
+        plan = supervised_plan(
+            loop.train.batch,
+            rows=offline + rounds * loop.prompts,
+            epochs=loop.train.epochs,
+            world_size=world_size,
+            where="online.train.batch",
+        )
+        yield (
+            f"# round {number}: {plan.steps} optimiser steps of {loop.train.batch.batch_size} "
+            f"pairs (at most {offline + rounds * loop.prompts:,} pairs, {loop.train.epochs} epochs)"
+        )
+
+
 def _rows(cfg: RunConfig, stage: str) -> int | None:
     """Rows that a supervised stage trains on, where they are known without the data."""
     from nplus.config.hub import HUB_ROWS
 
-    if stage in ("reward", "dpo"):
+    if stage in ("reward", "dpo", "preference"):
         there = HUB_ROWS.get(cfg.data.comparisons.data or "", {}).get("train", cfg.label.pairs)
-        return min(cfg.label.pairs, there)
+        most = getattr(getattr(cfg, stage), "max_rows", None)
+        return min(cfg.label.pairs, there, most or there)
     world = cfg.data.source == "world"
     if stage == "pretrain":
         return cfg.data.world.pretrain if world else None

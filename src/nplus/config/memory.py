@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nplus.config.batch_plan import batch_plan
+from nplus.config.dpo import DPOConfig
 from nplus.config.groups import GroupConfig
 from nplus.config.ppo import PPOConfig
 from nplus.config.run import RunConfig
@@ -129,7 +130,10 @@ def memory_plan(cfg: RunConfig, shape: Shape, *, world_size: int = 1) -> dict[st
     for groups in filter(None, (cfg.reinforce, cfg.online_dpo)):
         found[groups.stage] = _groups(cfg, groups, shape, world_size)
     if cfg.dpo is not None:
-        found["dpo"] = _dpo(cfg, shape, world_size)
+        found["dpo"] = _dpo(cfg, cfg.dpo, _pair_tokens(cfg), shape, world_size)
+    if cfg.online is not None:
+        tokens = cfg.data.max_query_tokens + cfg.online.response_length
+        found["online"] = _dpo(cfg, cfg.online.train, tokens, shape, world_size)
     return {name: found[name] for name in cfg.stage_names() if name in found}
 
 
@@ -191,13 +195,12 @@ def _reward(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     return Need(states, {"activations": _processes(cfg) * kept})
 
 
-def _dpo(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
-    assert cfg.dpo is not None
+def _dpo(cfg: RunConfig, stage: DPOConfig, tokens: int, shape: Shape, world_size: int) -> Need:
     precision = Precision.of(cfg.model.dtype, cfg.compute.autocast)
-    rows, tokens = 2 * cfg.dpo.batch.micro_batch_size, _pair_tokens(cfg)
+    rows = 2 * stage.batch.micro_batch_size
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=tokens, precision=precision)
     states = _trained(cfg, shape.parameters, precision, world_size)
-    if cfg.dpo.has_reference:
+    if stage.has_reference:
         states["reference"] = float(shape.parameters * precision.stored)
     return Need(states, {"activations": _processes(cfg) * kept})
 

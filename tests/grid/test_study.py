@@ -1,0 +1,131 @@
+"""Studies: what `nplus run` makes of a recipe that is one, and how its arms are compared."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from nplus.cli import app
+from nplus.recipes.studies import STUDIES
+from nplus.records import Judgement, write_records
+from nplus.runs import Pipeline, RunRoot
+
+POSTS = 20
+WINS = {"sft": 4, "dpo": 9, "online": 13}
+"""Of twenty posts; every seed adds one to iterative DPO."""
+
+
+def judged(policy, wins):
+    for post in range(POSTS):
+        yield Judgement(
+            id=f"p{post}",
+            split="test",
+            policy=f"{policy}@0.01",
+            opponent="reference",
+            response="",
+            opponent_response="",
+            score=float(post < wins),
+            opponent_score=0.5,
+            tokens=20,
+            opponent_tokens=20,
+        )
+
+
+def system(policy, temperature):
+    kl = None if policy == "sft" or temperature < 0.1 else {"value": 2.0, "low": 1.0, "high": 3.0}
+    return {
+        "policy": policy,
+        "temperature": temperature,
+        "split": "test",
+        "tokens": 20.0,
+        "eos_rate": 1.0,
+        "kl": kl,
+        "score": 2.0,
+        "proxy": 0.5,
+        "against_sft": {"rate": 0.8},
+    }
+
+
+def road(config, where):
+    """A run of the study without training."""
+    root = RunRoot(where)
+    root.open(config.recipe)
+    pipeline = Pipeline(root, config.recipe, config.model_dump(mode="json"), config.seed)
+
+    def online(where):
+        rounds = [
+            {
+                "round": number,
+                "validation": {"systems": [system(f"round{number}", t) for t in (0.01, 0.7)]},
+                "pairs": {"reward_length_correlation": 0.1 * number} if number else {},
+            }
+            for number in range(3)
+        ]
+        return {"rounds": rounds, "chosen": 2}
+
+    def evaluate(where):
+        wins = {**WINS, "online": WINS["online"] + config.seed}
+        write_records(where.judgements, [row for name in wins for row in judged(name, wins[name])])
+        systems = [system(name, t) for name in wins for t in (0.01, 0.7)]
+        return {"split": "test", "temperatures": [0.01, 0.7], "systems": systems}
+
+    pipeline.run("online", {"seed": config.seed}, online)
+    pipeline.run("evaluate", {}, evaluate, inputs={"online": "online"})
+    return root
+
+
+@pytest.fixture
+def studied(monkeypatch, tmp_path):
+    monkeypatch.setattr("nplus.cli.grid._run_here", road)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        return CliRunner().invoke(app, ["run", *arguments])
+
+    return run
+
+
+def test_a_study_compares_its_arms_over_seeds(studied, tmp_path):
+    found = studied("toy:online", "--jobs", "1", "--out", "study")
+    assert found.exit_code == 0, found.output
+    data = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert data["seeds"] == [1, 2, 3]
+    rates = {arm["label"]: arm["win_rate"]["value"] for arm in data["arms"]}
+    # twenty posts: 4, 9, and 14, 15 and 16 of them won
+    expected = {"SFT": 0.2, "offline DPO": 0.45, "iterative DPO": 0.75}
+    assert rates == pytest.approx(expected)
+    effects = {(row["ours"], row["theirs"]): row["win_rate"] for row in data["contrasts"]}
+    gain = effects["iterative DPO", "offline DPO"]
+    assert gain["value"] == pytest.approx(0.3)
+    assert gain["per_seed"] == pytest.approx([0.25, 0.3, 0.35])
+    # t with 2 degrees of freedom, standard error 0.05 / sqrt(3)
+    assert gain["high"] - gain["value"] == pytest.approx(4.302653 * 0.05 / 3**0.5, abs=1e-6)
+    (loop,) = data["rounds"]
+    assert [row["round"] for row in loop["rounds"]] == [0, 1, 2]
+    assert loop["rounds"][2]["reward_length_correlation"]["value"] == pytest.approx(0.2)
+    page = (tmp_path / "study" / "study.html").read_text()
+    assert "iterative DPO less offline DPO" in page
+    assert "<svg" in page
+    assert "iterative DPO" in (tmp_path / "study" / "study.md").read_text()
+
+
+def test_a_study_goes_on(studied):
+    assert studied("toy:online", "--seeds", "2", "--jobs", "1", "--out", "study").exit_code == 0
+    again = studied("toy:online", "--jobs", "1", "--out", "study")
+    assert again.output.count("complete, skipped") == 2
+
+
+def test_every_arm_is_a_policy_of_its_cell():
+    for study in STUDIES.values():
+        labels = {arm.label for arm in study.arms}
+        assert {label for pair in study.contrasts for label in pair} <= labels
+        for arm in study.arms:
+            assert arm.policy in study.cells[arm.cell]().stage_names()
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--jobs"])
+def test_what_only_studies_take(studied, option, tmp_path):
+    found = studied("toy:tiny", option, "2", "--out", "run")
+    assert found.exit_code == 2
+    assert option in found.output
+    assert not (tmp_path / "run").exists()
