@@ -166,7 +166,7 @@ def peer(run_probe):
 def ours(keys, dtype=torch.float64, level=0.0):
     """Loss and gradient of nplus, divided by its counts as `training.update` does."""
     cfg = DPOConfig(beta=BETA, **keys)
-    logprobs_BT = DATA["logprobs"].to(dtype).requires_grad_()
+    logprobs_BT = DATA["logprobs"].to(dtype, copy=True).requires_grad_()
     logprobs_2N, ref_2N = logprobs_BT.sum(1), DATA["ref_logprobs"].to(dtype)
     shared = {"level": torch.full((N,), level, dtype=dtype)}
     facings = preference.facings(logprobs_2N.detach(), ref_2N, cfg)
