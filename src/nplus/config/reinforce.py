@@ -130,8 +130,8 @@ def contradictions(cfg: ReinforceConfig) -> list[str]:
             f"ratio={cfg.ratio} with aggregation={cfg.aggregation}: a response has one ratio, that "
             "its length must not weigh; set aggregation=sequence, or ratio=token"
         )
-    alone = not cfg.use_bias_correction_kl
-    if cfg.kl_in == "loss" and cfg.kl_estimator == "k1" and cfg.kl_coef and alone:
+    uncorrected = not cfg.use_bias_correction_kl
+    if cfg.kl_in == "loss" and cfg.kl_estimator == "k1" and cfg.kl_coef and uncorrected:
         found.append(
             "kl_in=loss with kl_estimator=k1: its gradient is 0 in expectation; set "
             "kl_estimator=k2 or k3, or kl_in=reward, or use_bias_correction_kl=true"
