@@ -293,7 +293,7 @@ CONVERSATIONS = [
         "conversations: no template",
         ("run", "toy:tiny", *CHAT, *OWN, "--out", "out"),
         ("no chat template", "data.chat_template=PATH"),
-        jsonl("talks.jsonl", [{**turn(content=f"No. {n}"), "id": n} for n in range(30)]),
+        jsonl("talks.jsonl", [{"prompt": f"Why {n}?", "completion": "So."} for n in range(30)]),
     ),
 ]
 
