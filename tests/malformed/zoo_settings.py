@@ -98,7 +98,7 @@ SYNTAX = [
     setting("seed=2024-02-31", says=("mend it",)),
     setting('data="\\ud800"', says=("mend it",)),
     setting("ppo.klcoef=1", says=("unknown key ppo.klcoef", "ppo.kl_coef")),
-    setting("kl_coef=1", says=("did you mean ppo.kl_coef?",)),
+    setting("kl_coef=1", says=("did you mean ppo.kl_coef or reinforce.kl_coef?",)),
     setting("ppo.kl_coef.x=1", says=("unknown key ppo.kl_coef.x",)),
     setting("x\ny=1", says=("unknown key",)),
     setting("x\x1b[2Jy=1", says=("unknown key",)),
