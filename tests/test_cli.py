@@ -74,7 +74,18 @@ def test_the_options_of_a_command_stay_a_handful():
         for name, command in _commands().items()
     }
     assert options == {
-        "run": {"--set", "--config", "--out", "--seed", "--until", "--processes"},
+        "run": {
+            "--set",
+            "--config",
+            "--out",
+            "--seed",
+            "--until",
+            "--processes",
+            "--seeds",
+            "--jobs",
+        },
+        "iterate": {"--set", "--config", "--out", "--seed", "--processes"},
+        "ledger": {"--format"},
         "check": {"--set", "--config", "--seed", "--world-size"},
         "recipes": set(),
         "report": set(),
@@ -111,9 +122,9 @@ def test_recipes_are_listed_with_a_line_each():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_check_prints_a_config_file_that_says_the_same(name, tmp_path):
-    first = call("check", name, "--set", "ppo.gamma=0.9")
+    first = call("check", name, "--set", "reward.epochs=3")
     assert first.exit_code == 0, first.output
-    assert yaml.safe_load(first.stdout)["ppo"]["gamma"] == 0.9
+    assert yaml.safe_load(first.stdout)["reward"]["epochs"] == 3
     (tmp_path / "mine.yaml").write_text(first.stdout, encoding="utf-8")
     assert call("check", name, "--config", "mine.yaml").stdout == first.stdout
     assert ("optimiser_steps=" in first.stdout) == ("ppo" in recipe(name).stage_names())

@@ -32,7 +32,7 @@ def ablated(tmp_path, road, seeds=3, conditions=(NO_KL, BROKEN)):
     grid = Grid.open(tmp_path / "g", "ablate", "toy:tiny")
     cells = crossed([("baseline", ()), *((c.name, c.sets) for c in conditions)], seeds)
     entries = grid.run(resolve(cells, lambda _: recipe("toy:tiny")), road)
-    data = ablation.summarise(grid, entries, conditions)
+    data = ablation.summarise(grid, entries, conditions, "ppo")
     return grid, {"command": COMMAND, "recipe": "toy:tiny", **data}
 
 
@@ -82,7 +82,7 @@ def test_the_seed_where_one_side_failed_is_left_out(tmp_path, road):
     road.fail = fail
     configs = resolve(cells, lambda _: recipe("toy:tiny"))
     entries = grid.run(configs, road)
-    data = ablation.summarise(grid, entries, [Condition("other", "", ("x",))])
+    data = ablation.summarise(grid, entries, [Condition("other", "", ("x",))], "ppo")
     assert data["conditions"][0]["win_rate"]["seeds"] == (1, 3)
     assert data["conditions"][0]["win_rate"]["per_seed"] == pytest.approx((0.1, 0.3))
 
@@ -300,7 +300,7 @@ def test_a_grid_where_everything_failed_is_still_shown(tmp_path, road):
     write_scale(tmp_path, data)
     assert "1 of 1 failed" in (tmp_path / "scale.html").read_text()
     conditions = [NO_KL]
-    summary = ablation.summarise(grid, entries, conditions)
+    summary = ablation.summarise(grid, entries, conditions, "ppo")
     sheet = write_ablation(tmp_path, {"command": "c", "recipe": "toy", **summary})
     assert len(sheet.failures) == 2
 

@@ -11,7 +11,7 @@ from nplus.config.relatives import ALGORITHMS
 from nplus.engines.steps import PlainSteps
 from nplus.runs import StageDir
 from nplus.seeding import uniforms
-from nplus.stages import compute, groups
+from nplus.stages import compute, scoring
 from nplus.stages.drawing import noise
 from nplus.stages.keeping import Keeper
 
@@ -191,7 +191,7 @@ def test_the_greedy_rival_is_the_argmax_response(group_trainer_of):
 def test_an_update_without_any_group_left_moves_nothing(group_trainer_of, monkeypatch):
     trainer = group_trainer_of("dapo", missing_eos_penalty=None, overlong_share=None)
     monkeypatch.setattr(
-        groups, "rm_scores", lambda model, generation: torch.zeros(len(generation)).double()
+        scoring, "rm_scores", lambda model, generation: torch.zeros(len(generation)).double()
     )
     before = run(trainer, [])[1].copy()
     found = trainer.update(0).metrics

@@ -258,6 +258,15 @@ OTHERS = [
     Case("report: a file", ("report", "f"), ("f: not a run directory",), text("f", "x")),
     Case("report: a link to nothing", ("report", "l"), ("l: not a run",), link("l", "gone")),
     Case("report: an empty folder", ("report", "d"), ("d: not a run directory",), folder("d")),
+    Case("ledger: a file", ("ledger", "f"), ("f: not a run directory",), text("f", "x")),
+    Case("ledger: an empty folder", ("ledger", "d"), ("d: not a run directory",), folder("d")),
+    Case("ledger: a run without rounds", ("ledger", "r"), ("r: no ledger yet", "nplus iterate")),
+    Case(
+        "ledger: a damaged index",
+        ("ledger", "r", "SELECT 1"),
+        ("run.json", "not valid JSON"),
+        lambda place: put("{")(place / "r" / "run.json"),
+    ),
     Case(
         "run: a run of another recipe",
         RUN,

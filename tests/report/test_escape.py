@@ -186,6 +186,7 @@ def test_a_grid_of_evil_texts_shows_them(tmp_path, no_drawing):
     data = {
         "command": f"nplus ablate {EVIL}\n```",
         "recipe": EVIL,
+        "policy": EVIL,
         "seeds": [1],
         "baseline": dict.fromkeys(measures, value),
         "conditions": [{"name": EVIL, "title": EVIL, "sets": [EVIL], **nothing}],

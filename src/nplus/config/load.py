@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -302,8 +302,10 @@ def _known_only(model: type[Config], tree: Tree, prefix: str = "") -> tuple[Tree
 
 
 def _component(model: type[Config], name: str) -> type[Config] | None:
-    """The component that a field holds, or None for a plain value."""
+    """The component that a field holds, or None for a plain value, a list of components too."""
     annotation = model.model_fields[name].annotation
+    if get_origin(annotation) is tuple:
+        return None
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, Config):
             return kind
