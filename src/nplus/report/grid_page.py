@@ -94,11 +94,12 @@ def _ablation_notes(data: Mapping[str, Any]) -> list[str]:
         f"their number: without any effect, about one in twenty would ({0.05 * count:.1f} here)."
     )
     alone = "One seed has no interval: it shows nothing that another would not undo."
+    policy = tagless(system_name(data["policy"]))
     return [
         "Differences are condition minus baseline, paired by seed (and win rates by post), with "
         "95% t intervals over seeds: one training run is one observation, so they hold for other "
-        f"seeds on these {posts:,} posts. Win rate: {tagless(system_name(data['policy']))} against the "
-        "references, ties half, at the first temperature of `evaluate.temperatures`. KL, length "
+        f"seeds on these {posts:,} posts. Win rate: {policy} against the references, "
+        "ties half, at the first temperature of `evaluate.temperatures`. KL, length "
         "through EOS and EOS rate: the trained policy on the same posts at the last temperature, "
         "without dropout and with both policies at that temperature, whatever a condition trains "
         "with.",
