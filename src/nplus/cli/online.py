@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from nplus.cli.options import ConfigFile, Recipe, Seed, Sets, resolve
+from nplus.cli.options import ConfigFile, Processes, Recipe, RunDir, Seed, Sets, resolve
 
 END = "online"
 """The stage that the loop ends with."""
@@ -18,14 +18,9 @@ def iterate(
     recipe: Recipe,
     sets: Sets = None,
     config: ConfigFile = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="The run's directory; runs/RECIPE unless given."),
-    ] = None,
+    out: RunDir = None,
     seed: Seed = None,
-    processes: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Share the work among N processes.")
-    ] = 1,
+    processes: Processes = 1,
 ) -> None:
     """Run the online loop of a recipe and what it needs: rounds of sample, score, pair, train and
     validate. Prints the rounds and writes the report.

@@ -20,6 +20,13 @@ Sets = Annotated[
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="A YAML file of settings.")
 ]
+RunDir = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The run's directory; runs/RECIPE unless given."),
+]
+Processes = Annotated[
+    int, typer.Option("--processes", metavar="N", min=1, help="Share the work among N processes.")
+]
 Seed = Annotated[
     int | None, typer.Option(min=0, help="Names all randomness of training and sampling.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nplus.cli.options import ConfigFile, Recipe, Seed, Sets, resolve
+from nplus.cli.options import ConfigFile, Processes, Recipe, RunDir, Seed, Sets, resolve
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,17 +23,12 @@ def run(
     recipe: Recipe,
     sets: Sets = None,
     config: ConfigFile = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="The run's directory; runs/RECIPE unless given."),
-    ] = None,
+    out: RunDir = None,
     seed: Seed = None,
     until: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")
     ] = None,
-    processes: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Share the work among N processes.")
-    ] = 1,
+    processes: Processes = 1,
     seeds: Annotated[
         int | None,
         typer.Option(min=1, max=1000, help="Of a study: seeds 1 to N instead of its own number."),
