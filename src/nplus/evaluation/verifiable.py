@@ -66,10 +66,12 @@ class FunctionScorer:
             answer = self._answer(worker, self.timeout)
         except BrokenPipeError:
             answer = None
+        except TimeoutError:
+            answer = {"error": f"took longer than {self.timeout:g} s"}
+            self.close()
         why = ""
         if answer is None:
-            ended = worker.poll() is not None
-            why = "its process died" if ended else f"took longer than {self.timeout:g} s"
+            why = "its process died"
             self.close()  # the next response gets a new one
         elif "error" in answer:
             why = answer["error"]
@@ -97,11 +99,14 @@ class FunctionScorer:
             stderr=subprocess.DEVNULL,
             bufsize=0,
         )
-        answer = self._answer(worker, START)
-        if answer is None or "error" in answer:
+        try:
+            answer = self._answer(worker, START) or {"error": "ends before it begins"}
+        except TimeoutError:
+            answer = {"error": f"does not start within {START:g} s"}
+        if "error" in answer:
             worker.kill()
             worker.communicate()
-            why = answer["error"] if answer else f"does not start within {START:g} s"
+            why = answer["error"]
             raise InputError(
                 f"scoring.terms: {self.function} {why}; name MODULE:FUNCTION of a module in the "
                 "working directory or on PYTHONPATH"
@@ -111,10 +116,12 @@ class FunctionScorer:
 
     @staticmethod
     def _answer(worker: subprocess.Popen[bytes], seconds: float) -> dict[str, Any] | None:
-        """The worker's next line; None where it dies, or does not answer in time."""
+        """The worker's next line; None where it died. TimeoutError where it does not answer."""
         assert worker.stdout is not None
         ready, _, _ = select.select([worker.stdout], [], [], seconds)
-        line = worker.stdout.readline() if ready else b""
+        if not ready:
+            raise TimeoutError
+        line = worker.stdout.readline()
         return json.loads(line) if line.endswith(b"\n") else None
 
 
