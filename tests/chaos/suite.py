@@ -55,6 +55,8 @@ class Suite:
     sets: Sequence[str] = SETTINGS
     begins_after: str | None = None
     """The last stage that kills leave alone; None spares none."""
+    ends_with: str | None = None
+    """The last stage of a run; None is the recipe's."""
     whole: Path = field(init=False)
     seconds: float = field(init=False)
     expected: dict[str, str] = field(init=False)
@@ -86,7 +88,7 @@ class Suite:
     def start(
         self, out: Path, before: Callable[[], None] = lambda: None, until: str | None = None
     ) -> Victim:
-        return Victim.start(out, before, sets=self.sets, until=until)
+        return Victim.start(out, before, sets=self.sets, until=until or self.ends_with)
 
     def must_be_whole(self, out: Path, what: str) -> None:
         """Compare a finished run with the one that nothing happened to."""
@@ -294,7 +296,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="nplus-chaos-") as work:
         dice = random.Random(args.seed)
-        online = (ONLINE, "reward_2") if args.online else ()
+        online = (ONLINE, "reward_2", "online") if args.online else ()
         suite = Suite(Path(work), dice, *online)
         print(f"a whole run takes {suite.seconds:.1f} s; seed {args.seed}", flush=True)
         suite.killed_runs(args.kills)
