@@ -29,7 +29,7 @@ from pathlib import Path
 
 from damage import KINDS, Damage, places
 from victim import (
-    ONLINE,
+    LOOP,
     SETTINGS,
     TRAINED,
     Victim,
@@ -296,7 +296,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="nplus-chaos-") as work:
         dice = random.Random(args.seed)
-        online = (ONLINE, "reward_2", "online") if args.online else ()
+        online = (LOOP, "reward_2", "online") if args.online else ()
         suite = Suite(Path(work), dice, *online)
         print(f"a whole run takes {suite.seconds:.1f} s; seed {args.seed}", flush=True)
         suite.killed_runs(args.kills)

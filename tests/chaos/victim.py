@@ -29,7 +29,7 @@ from nplus.runs import RunRoot
 from nplus.stages.road import run_road
 
 ONLINE = ("ppo", "reinforce", "online_dpo")
-TRAINED = ("pretrain", "sft", "dpo", "reward", *ONLINE)
+TRAINED = ("pretrain", "sft", "dpo", "preference", "reward", *ONLINE)
 TOLD = (InputError, StopError, StorageError)
 """What a run may end with: one message."""
 SETTINGS = (
@@ -60,6 +60,10 @@ SETTINGS = (
     "dpo.batch.batch_size=4",
     "dpo.batch.micro_batch_size=4",
     "dpo.save_steps=1",
+    "preference.optim.learning_rate=1e-4",
+    "preference.batch.batch_size=4",
+    "preference.batch.micro_batch_size=4",
+    "preference.save_steps=1",
     "reward.batch.batch_size=4",
     "reward.batch.micro_batch_size=4",
     "reward.normalise_rows=16",
@@ -84,7 +88,7 @@ SETTINGS = (
     "evaluate.response_length=48",
     "evaluate.temperatures=[0.7]",
 )
-ONLINE = (
+LOOP = (
     *SETTINGS,
     "online.rounds=3",
     "online.prompts=8",
