@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,9 @@ from nplus.config.sampling import SamplingConfig
 
 class GroupConfig(Config):
     """Several responses to each prompt, scored, and trained on at once."""
+
+    stage: ClassVar[str]
+    """The stage that these are the settings of."""
 
     total_episodes: int = Field(1_000_000, ge=1)
     """Responses sampled in all; updates = total_episodes // batch_size."""
@@ -58,11 +61,6 @@ class GroupConfig(Config):
         for why in sampler_contradictions(self):
             raise ValueError(why)
         return self
-
-    @property
-    def stage(self) -> str:
-        """The stage that these are the settings of."""
-        raise NotImplementedError
 
     @property
     def prompts(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,8 @@ class OnlineDPOConfig(GroupConfig):
 
     The reference is the SFT policy throughout. Names are TRL's where they mean the same.
     """
+
+    stage: ClassVar[str] = "online_dpo"
 
     num_generations: int = Field(4, ge=2)
     """Responses to each prompt; the best and the worst by score make the pair, none where all are
@@ -37,11 +39,6 @@ class OnlineDPOConfig(GroupConfig):
             )
         self.pair_loss()
         return self
-
-    @property
-    def stage(self) -> str:
-        """See `GroupConfig`."""
-        return "online_dpo"
 
     def pair_loss(self) -> DPOConfig:
         """The loss as offline DPO has it; ValueError for settings that do not go together."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,8 @@ GROUP_ONLY = ("leave_one_out", "group_mean")
 
 class ReinforceConfig(GroupConfig):
     """Policy gradients on groups of responses. Names are TRL's where they mean the same."""
+
+    stage: ClassVar[str] = "reinforce"
 
     algorithm: AlgorithmName = "rloo"
     """Whose policy gradient: sets every key that the algorithms disagree on
@@ -94,11 +96,6 @@ class ReinforceConfig(GroupConfig):
         for why in contradictions(self):
             raise ValueError(why)
         return self
-
-    @property
-    def stage(self) -> str:
-        """See `GroupConfig`."""
-        return "reinforce"
 
     @property
     def rival(self) -> Literal["none", "greedy", "mixture"]:

@@ -17,7 +17,7 @@ from nplus.engines.protocol import Engine
 from nplus.ops.responses import contains_eos, response_mask_BR
 from nplus.records import Demonstration
 from nplus.rollout import generate, texts
-from nplus.seeding import uniform_grid
+from nplus.seeding import epoch_order, take, uniform_grid
 from nplus.stages.compute import in_halves
 from nplus.stages.context import Context, Ticker
 
@@ -47,6 +47,18 @@ def noise(
     """
     names = [(name, key, sample) for key in keys for sample in samples]
     return torch.from_numpy(uniform_grid(seed, names, sampling.response_length))
+
+
+def prompts_at(
+    posts: Sequence[Demonstration], count: int, step: int, *, seed: int, name: str, reshuffle: bool
+) -> list[Demonstration]:
+    """The `count` prompts of update `step`: passes over `posts`, reshuffled each time or all in the
+    first one's order (Detail E2). `name` names the order."""
+    start = step * count
+    if reshuffle:
+        return [posts[i] for i in take(seed, name, len(posts), start, count)]
+    order = epoch_order(seed, name, 0, len(posts))
+    return [posts[order[(start + i) % len(posts)]] for i in range(count)]
 
 
 def shared_out(prompts: Sequence[Demonstration], hands: int) -> list[list[int]]:

@@ -14,9 +14,8 @@ from nplus.data.collate import prompt_batch
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration
 from nplus.rollout import Critic, add_values, collect
-from nplus.seeding import epoch_order, take
 from nplus.stages.context import Context
-from nplus.stages.drawing import noise
+from nplus.stages.drawing import noise, prompts_at
 from nplus.stages.spread import over_ranks
 from nplus.training.update import Beside
 
@@ -27,11 +26,8 @@ def prompts_of(
     posts: list[Demonstration], cfg: PPOConfig, ctx: Context, step: int
 ) -> list[Demonstration]:
     """The prompts of one update: passes over the SFT queries, reshuffled each time (Detail E2)."""
-    start = step * cfg.batch_size
-    if cfg.reshuffle:
-        return [posts[i] for i in take(ctx.seed, "ppo prompts", len(posts), start, cfg.batch_size)]
-    order = epoch_order(ctx.seed, "ppo prompts", 0, len(posts))
-    return [posts[order[(start + i) % len(posts)]] for i in range(cfg.batch_size)]
+    name, reshuffle = "ppo prompts", cfg.reshuffle
+    return prompts_at(posts, cfg.batch_size, step, seed=ctx.seed, name=name, reshuffle=reshuffle)
 
 
 @dataclass(frozen=True, slots=True)

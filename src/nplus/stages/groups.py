@@ -19,9 +19,8 @@ from nplus.models.scalar import ScalarModel
 from nplus.ops.responses import contains_eos
 from nplus.records import Demonstration
 from nplus.rollout import collect, generate, scored, trimmed, untruncated
-from nplus.seeding import epoch_order, take
 from nplus.stages.context import Context
-from nplus.stages.drawing import noise
+from nplus.stages.drawing import noise, prompts_at
 from nplus.stages.spread import over_ranks
 from nplus.training.update import Beside
 
@@ -33,12 +32,8 @@ def prompts_of(
     posts: list[Demonstration], cfg: GroupConfig, ctx: Context, step: int
 ) -> list[Demonstration]:
     """The prompts of one update: passes over the SFT queries, reshuffled each time (Detail E2)."""
-    count, name = cfg.prompts, f"{cfg.stage} prompts"
-    start = step * count
-    if cfg.reshuffle:
-        return [posts[i] for i in take(ctx.seed, name, len(posts), start, count)]
-    order = epoch_order(ctx.seed, name, 0, len(posts))
-    return [posts[order[(start + i) % len(posts)]] for i in range(count)]
+    name, reshuffle = f"{cfg.stage} prompts", cfg.reshuffle
+    return prompts_at(posts, cfg.prompts, step, seed=ctx.seed, name=name, reshuffle=reshuffle)
 
 
 @dataclass(frozen=True, slots=True)

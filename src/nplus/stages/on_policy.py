@@ -14,7 +14,7 @@ from nplus.algorithms.ppo import KLController
 from nplus.batches import GroupRollout, Objective, Rollout
 from nplus.config import GroupConfig
 from nplus.config.batch_plan import BatchPlan, batch_plan
-from nplus.metrics import Mean, Metric, merge, values
+from nplus.metrics import Metric, merge, values
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration
 from nplus.rollout import texts
@@ -148,14 +148,13 @@ class Trainer(Generic[Micro]):
         hands = ctx.topology.world * (1 if self.beside is None else 2)
         minibatches, metrics = self.method.minibatches(grouped, step, price, hands)
         if self.gold is not None:
-            judged = [
-                self.gold.judge(post.id, text).total
-                for post, text in zip(posts, responses, strict=True)
-            ]
-            metrics["objective/gold"] = Mean(sum(judged), len(judged))
+            metrics["objective/gold"] = self.gold.mean(posts, responses)
         clock.lap("scores")
         factor = schedule(
-            cfg.optim.lr_scheduler_type, step, self.plan.updates, warmup=cfg.optim.warmup_steps
+            cfg.optim.lr_scheduler_type,
+            step,
+            self.plan.updates,
+            warmup=cfg.optim.warmup(self.plan.updates),
         )
         lr = self.optimizer.set_factor(factor)
         found = {

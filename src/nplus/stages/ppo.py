@@ -287,11 +287,7 @@ class Trainer:
         responses = texts(rollout.generation, ctx.codec.decode_response)
         batch, metrics = ppo.credit(valued, cfg, kl_coef=self.kl.value, parts=ctx.topology.world)
         if self.gold is not None:
-            judged = [
-                self.gold.judge(post.id, text).total
-                for post, text in zip(posts, responses, strict=True)
-            ]
-            metrics["objective/gold"] = Mean(sum(judged), len(judged))
+            metrics["objective/gold"] = self.gold.mean(posts, responses)
         clock.lap("scores")
         factor = schedule(
             cfg.optim.lr_scheduler_type,

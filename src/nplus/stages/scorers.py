@@ -11,8 +11,9 @@ from nplus.data.collate import WIDTH_MULTIPLE, pair_rows, shared_pair_batch, tex
 from nplus.data.tokens import Codec
 from nplus.data.world.facts import FactSheet
 from nplus.data.world.gold import GoldScore, GoldScorer
+from nplus.metrics import Mean
 from nplus.models.scalar import ScalarModel
-from nplus.records import Comparison, InputError, Sample, parse_lines
+from nplus.records import Comparison, Demonstration, InputError, Sample, parse_lines
 
 
 def read_facts(path: Path) -> dict[str, FactSheet]:
@@ -38,6 +39,11 @@ class Gold:
 
     def judge(self, id: str, text: str) -> GoldScore:
         return self._scorer.score(self.sheets[id], text)
+
+    def mean(self, posts: Sequence[Demonstration], texts: Sequence[str]) -> Mean:
+        """Of one response to each post."""
+        judged = [self.judge(p.id, text).total for p, text in zip(posts, texts, strict=True)]
+        return Mean(sum(judged), len(judged))
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
         return [self.judge(sample.id, sample.response).total for sample in samples]
