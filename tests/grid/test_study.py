@@ -9,6 +9,7 @@ from nplus.cli import app
 from nplus.recipes.studies import STUDIES
 from nplus.records import Judgement, write_records
 from nplus.runs import Pipeline, RunRoot
+from nplus.stages.outcomes import main_policy
 
 POSTS = 20
 WINS = {"sft": 4, "dpo": 9, "online": 13}
@@ -74,6 +75,40 @@ def road(config, where):
     return root
 
 
+def walk(config, where):
+    """A run of the study of algorithms without training: every policy wins a tenth more at each of
+    two later looks, and under each later seed."""
+    root = RunRoot(where)
+    root.open(config.recipe)
+    settings = config.model_dump(mode="json")
+    pipeline = Pipeline(root, config.recipe, settings, config.seed)
+    policy = main_policy(config)
+
+    def point(kl, rate, **head):
+        wins = {"rate": rate, "low": 0.0, "high": 1.0, "n": POSTS}
+        measures = {"score": 1.0, "proxy": 0.5, "tokens": 20.0}
+        return {**head, **measures, "kl": {"value": float(kl)}, "against_reference": wins}
+
+    def curve(where):
+        first = point(0, 0.2, policy="sft", step=0, rollouts=0)
+        rates = {} if policy == "sft" else {1: 0.3, 2: 0.4}
+        later = [
+            point(step, rate + 0.1 * config.seed, policy=policy, step=step, rollouts=64 * step)
+            for step, rate in rates.items()
+        ]
+        best_of = [point(n - 1, 0.2 + 0.1 * n, n=n) for n in config.curve.best_of[:2]]
+        return {"points": [first, *later], "best_of": best_of}
+
+    def evaluate(where):
+        write_records(where.judgements, [*judged("sft", 4), *judged(policy, 9)])
+        systems = [system(name, t) for name in {"sft", policy} for t in (0.01, 0.7)]
+        return {"split": "test", "temperatures": [0.01, 0.7], "systems": systems}
+
+    pipeline.run("curve", settings, curve)
+    pipeline.run("evaluate", settings, evaluate, inputs={"curve": "curve"})
+    return root
+
+
 @pytest.fixture
 def studied(monkeypatch, tmp_path):
     monkeypatch.setattr("nplus.cli.grid._run_here", road)
@@ -107,6 +142,56 @@ def test_a_study_compares_its_arms_over_seeds(studied, tmp_path):
     assert "iterative DPO less offline DPO" in page
     assert "<svg" in page
     assert "iterative DPO" in (tmp_path / "study" / "study.md").read_text()
+
+
+def test_a_study_of_algorithms_draws_their_ways(studied, monkeypatch, tmp_path):
+    monkeypatch.setattr("nplus.cli.grid._run_here", walk)
+    found = studied("toy:algorithms", "--jobs", "1", "--out", "study")
+    assert found.exit_code == 0, found.output
+    data = json.loads((tmp_path / "study" / "study.json").read_text())
+    labels = ["PPO", "RLOO", "GRPO", "online DPO", "iterative DPO", "RAFT"]
+    assert [curve["label"] for curve in data["curves"]] == labels
+    for curve in data["curves"]:
+        assert [(row["step"], row["rollouts"]) for row in curve["points"]] == [
+            (0, 0),
+            (1, 64),
+            (2, 128),
+        ]
+        last = curve["points"][-1]["win_rate"]
+        assert last["per_seed"] == pytest.approx([0.5, 0.6, 0.7])  # 0.4 and a tenth a seed
+        assert last["value"] == pytest.approx(0.6)
+        assert curve["points"][-1]["kl"]["value"] == pytest.approx(2.0)
+    assert [(row["n"], row["win_rate"]["value"]) for row in data["best_of"]] == [
+        (1, pytest.approx(0.3)),
+        (2, pytest.approx(0.4)),
+    ]
+    page = (tmp_path / "study" / "study.html").read_text()
+    for text in ("Win rate against distance", "Win rate against rollouts", "best of n", *labels):
+        assert text in page
+
+
+def test_one_run_of_several_is_asked_for_by_its_own_name(studied, tmp_path):
+    found = studied("toy:algorithms", "--seed", "2", "--out", "run")
+    assert found.exit_code == 2
+    assert "toy:rloo" in found.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_algorithms_have_the_same_budget():
+    """The same models and prompts, and as many rollouts; what differs is the stage."""
+    study = STUDIES["toy:algorithms"]
+    configs = {name: make() for name, make in study.cells.items()}
+    shared = ("data", "model", "pretrain", "sft", "sample", "label", "reward", "evaluate")
+    for name, config in configs.items():
+        for key in shared:
+            assert getattr(config, key) == getattr(configs["PPO"], key), (name, key)
+        if config.online is not None:
+            loop = config.online
+            assert loop.rounds * loop.prompts * loop.samples == 8192
+        for stage in (config.ppo, config.reinforce, config.online_dpo):
+            if stage is not None:
+                assert stage.total_episodes == 8192
+                assert stage.sampling.temperature == 0.7
 
 
 def test_a_study_goes_on(studied):

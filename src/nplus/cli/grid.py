@@ -151,7 +151,8 @@ def study(
     found = STUDIES[name]
     count = seeds or found.seeds
     cells = crossed([(cell, ()) for cell in found.cells], count)
-    bases = {cell: make() for cell, make in found.cells.items()}
+    # Cells share the directory of their seed, which belongs to one recipe.
+    bases = {cell: make().model_copy(update={"recipe": name}) for cell, make in found.cells.items()}
     configs = resolve(cells, bases.__getitem__, config_file=config, sets=sets or [])
     where = out or Path("runs") / name.replace(":", "-")
     options = {"--seeds": seeds, "--out": where, "--set": sets, "--config": config}

@@ -54,9 +54,24 @@ def run(
 
         study(recipe, seeds, jobs, out, sets, config)
         return
+    _one_run(recipe)
     _no_study(recipe, seeds, jobs)
     cfg = resolve(recipe, config, sets, seed)
     execute(cfg, recipe, sets, config, out, seed, until, processes)
+
+
+def _one_run(recipe: str) -> None:
+    """InputError for a study that has several runs of a seed, where one run is asked for."""
+    from nplus.recipes.studies import STUDIES
+    from nplus.records import InputError
+
+    cells = STUDIES[recipe].cells if recipe in STUDIES else {}
+    if len(cells) > 1:
+        names = ", ".join(make().recipe for make in cells.values())
+        raise InputError(
+            f"{recipe}: {len(cells)} runs under each seed; say how many seeds with --seeds and "
+            f"nothing else, or run one of them: {names}"
+        )
 
 
 def _no_study(recipe: str, seeds: int | None, jobs: int | None) -> None:

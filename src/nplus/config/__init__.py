@@ -2,6 +2,7 @@
 
 from nplus.config.base import Config
 from nplus.config.checkpoint import CheckpointConfig
+from nplus.config.curve import CurveConfig
 from nplus.config.data import ComparisonsConfig, DataConfig, TokenizerConfig, WorldConfig
 from nplus.config.doctor import DoctorConfig
 from nplus.config.dpo import DPOConfig
@@ -32,6 +33,7 @@ __all__ = [
     "ComparisonsConfig",
     "ComputeConfig",
     "Config",
+    "CurveConfig",
     "DPOConfig",
     "DataConfig",
     "DoctorConfig",

@@ -106,6 +106,8 @@ class PPOConfig(Config):
     """Autocast of the training forwards; log-probs then differ from the rollout's (Detail B4)."""
     save_steps: int = Field(0, ge=0)
     """Checkpoint every so many updates; 0 only at the end."""
+    keep_policy_steps: int = Field(0, ge=0)
+    """Keep the policy every so many updates, for the stage `curve` to judge; 0 keeps none."""
     sample_steps: int = Field(5, ge=1)
     """Write readable samples every so many updates."""
     target_kl_stop: float | None = Field(None, gt=0)

@@ -30,6 +30,7 @@ TAKEN_FROM_PPO = (
     "autocast",
     "missing_eos_penalty",
     "missing_eos",
+    "keep_policy_steps",
     "sample_steps",
 )
 LIKE_PPO: dict[str, tuple[str, ...]] = {

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from nplus.config.base import Config
 from nplus.config.checkpoint import CheckpointConfig
+from nplus.config.curve import CurveConfig
 from nplus.config.data import DataConfig, TokenizerConfig
 from nplus.config.doctor import DoctorConfig
 from nplus.config.dpo import DPOConfig
@@ -56,6 +57,7 @@ class RunConfig(Config):
     online_dpo: OnlineDPOConfig | None = None
     dpo: DPOConfig | None = None
     online: OnlineConfig | None = None
+    curve: CurveConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
     judge: JudgeConfig = JudgeConfig()
     doctor: DoctorConfig = DoctorConfig()
@@ -67,8 +69,9 @@ class RunConfig(Config):
         rounds = tuple(step.name for step in self.online.steps()) if self.online else ()
         # A stage stands before what it does not need, so that a run can end there.
         first = ("data", "pretrain", "sft", "sample", "label", "dpo", "preference")
-        names = (*first, *reward_stages(self.reward), *rounds, "online", *ONLINE, "evaluate")
-        optional = ("pretrain", "sample", "dpo", "preference", "online", *ONLINE)
+        last = ("online", *ONLINE, "curve", "evaluate")
+        names = (*first, *reward_stages(self.reward), *rounds, *last)
+        optional = ("pretrain", "sample", "dpo", "preference", "online", *ONLINE, "curve")
         absent = {name for name in optional if getattr(self, name) is None}
         there = tuple(name for name in names if name not in absent)
         return there[: there.index(self.until) + 1] if self.until in there else there

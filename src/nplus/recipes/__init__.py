@@ -6,8 +6,9 @@ import difflib
 from collections.abc import Callable
 
 from nplus.config import RunConfig
+from nplus.recipes.algorithms import CELLS, algorithms
 from nplus.recipes.chat import chat, chat_dpo
-from nplus.recipes.online import online
+from nplus.recipes.online import online, real_online
 from nplus.recipes.real import real
 from nplus.recipes.tldr import TLDR_RECIPES
 from nplus.recipes.toy import dpo, overoptimise, tiny, toy, toy_sized
@@ -17,9 +18,12 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "toy": toy,
     "toy:dpo": dpo,
     "toy:online": online,
+    "toy:algorithms": algorithms,
+    **{f"toy:{make.__name__}": make for make in CELLS.values()},
     "toy:overoptimise": overoptimise,
     "toy:tiny": tiny,
     "real": real,
+    "real:online": real_online,
     "chat": chat,
     "chat:dpo": chat_dpo,
     **TLDR_RECIPES,

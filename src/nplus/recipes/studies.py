@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from nplus.config import RunConfig
+from nplus.recipes.algorithms import CELLS
 from nplus.recipes.online import online
 
 
@@ -32,6 +33,14 @@ class Study:
     seeds: int = 3
 
 
+_TUNED = (
+    Arm("PPO", "PPO", "ppo"),
+    Arm("RLOO", "RLOO", "reinforce"),
+    Arm("GRPO", "GRPO", "reinforce"),
+    Arm("online DPO", "online DPO", "online_dpo"),
+    Arm("iterative DPO", "iterative DPO", "online"),
+    Arm("RAFT", "RAFT", "online"),
+)
 STUDIES: dict[str, Study] = {
     "toy:online": Study(
         title="Offline against online preference learning",
@@ -46,6 +55,12 @@ STUDIES: dict[str, Study] = {
             ("iterative DPO", "SFT"),
             ("iterative DPO", "offline DPO"),
         ),
+    ),
+    "toy:algorithms": Study(
+        title="Algorithms on one road",
+        cells=CELLS,
+        arms=(Arm("SFT", "best of n", "sft"), *_TUNED),
+        contrasts=tuple((arm.label, "SFT") for arm in _TUNED),
     ),
 }
 """Recipe name to study: `nplus run NAME` runs it, `nplus run NAME --seed N` one run of it."""

@@ -23,7 +23,7 @@ from nplus.report.tables import plain, policy_name, span, split_name, system_nam
 from nplus.stats import wilson
 
 INK, AXIS, GRID, PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
-BLUE, ORANGE, GREEN = "#0a0b05", "#0a0b06", "#0a0b07"
+BLUE, ORANGE, GREEN, PURPLE, ROSE = "#0a0b05", "#0a0b06", "#0a0b07", "#0a0b08", "#0a0b09"
 VARIABLES = {
     INK: "--ink",
     AXIS: "--muted",
@@ -32,6 +32,8 @@ VARIABLES = {
     BLUE: "--c1",
     ORANGE: "--c2",
     GREEN: "--c3",
+    PURPLE: "--c4",
+    ROSE: "--c5",
 }
 STYLE = {
     "svg.fonttype": "none",

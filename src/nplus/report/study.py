@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nplus.report.collect import number
+from nplus.report.curves import curve_panels
 from nplus.report.figures import BLUE, GREEN, INK, ORANGE, WIDTH, Dot, Panel, dots, inline
 from nplus.report.grid_figures import MEASURES, Measure, around, ends, forest, signed, style
 from nplus.report.grid_page import Sheet, failures, markdown, of, page
@@ -80,16 +81,21 @@ def _notes(data: Mapping[str, Any]) -> list[str]:
         "paired by seed and post. The bootstrap draws seeds and posts anew; with fewer than about "
         "ten seeds it is too narrow.",
     ]
-    if data["rounds"]:
+    if data["rounds"] and not data["curves"]:
         notes.append(
             "Rounds are judged on validation posts, by which the loop's policy is chosen; the win "
             "rates above are on posts that choose nothing."
+        )
+    if data["curves"]:
+        notes.append(
+            "Curves are of the same posts at the sampling temperature; no policy was chosen by "
+            "them."
         )
     return notes
 
 
 def study_panels(data: Mapping[str, Any]) -> list[Panel]:
-    """Win rates of the arms, their differences, and the rounds."""
+    """Win rates of the arms, their differences, and the way there: curves, or rounds."""
     drawn = [_arms(data)]
     contrasts = [
         {**row, "name": f"{row['ours']} less {row['theirs']}", "sets": (), "title": ""}
@@ -97,6 +103,8 @@ def study_panels(data: Mapping[str, Any]) -> list[Panel]:
     ]
     if contrasts:
         drawn.append(forest(contrasts, MEASURES[0], "difference"))
+    if curves := curve_panels(data):
+        return drawn + curves  # rounds are points of theirs
     for loop in data["rounds"]:
         drawn += [_by_round(loop, measure) for measure in ROUNDS]
         drawn.append(_distance(loop))

@@ -5,6 +5,7 @@ runs/<name>/report.html
 runs/<name>/logs/attempt_K/rank_N.log    what all processes but the first print
 runs/<name>/<stage>-<key8>/
     manifest.json    journal.jsonl    samples/    checkpoints/step_N/    skipped/
+    policies/step_N/ of a stage that keeps its policy along the way
     data_check.json of a stage that reads or makes data, and the artefact:
     data/ | model/ | completions.jsonl | comparisons.jsonl | judgements.jsonl | table.jsonl ...
     responses.jsonl | scores.jsonl | ledger.parquet of a round of the online loop
@@ -71,6 +72,15 @@ class StageDir:
     @property
     def model(self) -> Path:
         return self.path / "model"
+
+    def policy(self, step: int) -> Path:
+        """The policy after `step` updates, where the stage keeps it."""
+        return self.path / "policies" / f"step_{step:06d}"
+
+    def policies(self) -> dict[int, Path]:
+        """The policies that were kept along the way, by updates done."""
+        found = self.path.glob("policies/step_*")
+        return {int(path.name.removeprefix("step_")): path for path in sorted(found)}
 
     @property
     def critic(self) -> Path:

@@ -86,11 +86,14 @@ class Context:
 
     def policy(self, stage: str | None) -> PreTrainedModel:
         """The causal model that `stage` wrote, or for None the configured base model."""
+        return self.causal(None if stage is None else self.dirs[stage].model)
+
+    def causal(self, path: Path | None) -> PreTrainedModel:
+        """The causal model in `path`, or for None the configured base model."""
         cfg = self.config.model
-        if stage is not None:
-            where = str(self.dirs[stage].model)
+        if path is not None:
             cfg = cfg.model_copy(
-                update={"model_name_or_path": where, "size": None, "revision": None}
+                update={"model_name_or_path": str(path), "size": None, "revision": None}
             )
         return load_causal_lm(cfg).to(self.device)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from nplus.records import StopError
 from nplus.runs import StageDir, StoppedBySignal
@@ -30,6 +31,8 @@ class Keeper:
     optimizers: Mapping[str, Optimizer]
     save_steps: int
     max_skips: int
+    policy_steps: int = 0
+    """Keep the module `policy` every so many steps; 0 keeps none."""
     skips: int = 0
     """Steps left out in a row so far."""
     checkpoints: Checkpoints = field(init=False)
@@ -52,8 +55,12 @@ class Keeper:
         return int(cursor["step"])
 
     def after(self, step: int) -> None:
-        """`step` steps are done: make a checkpoint where one is due. Raises StoppedBySignal, with
-        a checkpoint made, where a signal came."""
+        """`step` steps are done: keep the policy, and make a checkpoint, where one is due. Raises
+        StoppedBySignal, with a checkpoint made, where a signal came."""
+        if self.policy_steps and step % self.policy_steps == 0:
+            policy = self.modules["policy"]
+            assert isinstance(policy, PreTrainedModel)
+            self.ctx.keep(policy, self.where.policy(step))
         topology, wish = self.ctx.topology, self.ctx.stop.wish
         if topology.world > 1:
             wish = max(topology.collectives.gather(wish))

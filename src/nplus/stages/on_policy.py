@@ -214,7 +214,13 @@ def run(where: StageDir, ctx: Context, trainer: Trainer[Any]) -> dict[str, Any]:
     cfg, stage = trainer.cfg, trainer.cfg.stage
     updates, optimizers = trainer.plan.updates, {"policy": trainer.optimizer}
     keeper = trainer.keeper = Keeper(
-        where, ctx, trainer.modules(), optimizers, cfg.save_steps, cfg.optim.max_skips
+        where,
+        ctx,
+        trainer.modules(),
+        optimizers,
+        cfg.save_steps,
+        cfg.optim.max_skips,
+        cfg.keep_policy_steps,
     )
     first = keeper.begin()
     progress = ctx.progress(stage, updates - first, "update")

@@ -323,7 +323,13 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     trainer = Trainer.start(ctx, ctx.data.demonstrations("train"), ctx.gold())
     updates = trainer.plan.updates
     keeper = trainer.keeper = Keeper(
-        where, ctx, trainer.modules(), trainer.optimizers, cfg.save_steps, cfg.optim.max_skips
+        where,
+        ctx,
+        trainer.modules(),
+        trainer.optimizers,
+        cfg.save_steps,
+        cfg.optim.max_skips,
+        cfg.keep_policy_steps,
     )
     first = keeper.begin()
     progress = ctx.progress("ppo", updates - first, "update")

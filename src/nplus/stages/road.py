@@ -30,6 +30,7 @@ from nplus.runs import (
 )
 from nplus.seeding import stream
 from nplus.stages import (
+    curve,
     data,
     dpo,
     evaluate,
@@ -65,6 +66,7 @@ VERSIONS = {
     "online_dpo": 1,
     "dpo": 1,
     "online": 1,
+    "curve": 1,
     "evaluate": 4,
 }
 """Raised when a stage's algorithm changes, so that old results are not taken for new ones."""
@@ -105,6 +107,8 @@ def inputs_of(name: str, config: RunConfig) -> tuple[str, ...]:
         return steps.inputs_of(step, config)
     if name == "online":
         return steps.chooses_from(config)
+    if name == "curve":
+        return curve.inputs_of(config)
     return INPUTS.get("reward" if member_of(name) else name, ())
 
 
@@ -130,9 +134,12 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
         parts |= {"member": member} if member > 1 else {}
     if name in ONLINE and not config.scoring.plain:
         parts["scoring"] = config.scoring.model_dump(mode="json")
-    if name == "evaluate" and config.evaluate.judge == "llm":
+    if name in ("curve", "evaluate") and config.evaluate.judge == "llm":
         # Whom is asked, and how; not how fast.
         parts["judge"] = config.judge.model_dump(include={"model", "base_url", "order"})
+    if name == "curve":
+        names = {"judge", "response_length", "micro_batch_size", "length_bins", "use_stemmer"}
+        parts["evaluate"] = config.evaluate.model_dump(mode="json", include=names)
     if name == "sft":
         # The copy test generates with the verdict's length; the gate acts outside the stage.
         parts["sft"].pop("copy_gate")
@@ -235,6 +242,7 @@ def stage_functions(ctx: Context) -> dict[str, Callable[[StageDir], Any]]:
         "dpo": lambda where: dpo.run(where, ctx),
         "preference": lambda where: preference.run(where, ctx),
         **steps.functions(ctx),
+        "curve": lambda where: curve.run(where, alone),
         "evaluate": lambda where: evaluate.run(where, alone),
     }
 

@@ -19,6 +19,8 @@ from nplus.stages.grid import Entry, Grid, cell_rows
 from nplus.stages.outcomes import BOUNDS, MEASURES, Outcome, read_outcome
 
 Runs = Mapping[int, Outcome]
+BASE = "sft"
+"""The policy that curves begin at."""
 ROUND_MEASURES = ("win_rate", "score", "proxy", "kl", "tokens", "reward_length_correlation")
 """Of a round: wins against SFT and score by the judge, near greedy; proxy by the reward model; KL
 from SFT in nats at the last temperature; tokens; correlation within a prompt's samples."""
@@ -50,6 +52,12 @@ def summarise(
             for label, cell, policy in arms
             if policy == "online" and (rounds := _rounds(grid, entries, cell))
         ],
+        "curves": [
+            {"label": label, "points": points}
+            for label, cell, policy in arms
+            if (points := _curve(grid, entries, cell, policy))
+        ],
+        "best_of": _best_of(grid, entries),
         "cells": cell_rows(entries),
     }
 
@@ -108,6 +116,50 @@ def _rounds(grid: Grid, entries: Sequence[Entry], cell: str) -> list[dict[str, A
         }
         for number, rows in sorted(by_round.items())
     ]
+
+
+def _curve(grid: Grid, entries: Sequence[Entry], cell: str, policy: str) -> list[dict[str, Any]]:
+    """Means over seeds of a policy along its way, from SFT on; empty where nothing was kept."""
+    by_step: dict[int, list[Mapping[str, Any]]] = {}
+    for entry in _complete(entries, cell):
+        points = _curve_results(grid, entry).get("points", ())
+        for row in (row for row in points if row["policy"] in (BASE, policy)):
+            by_step.setdefault(row["step"], []).append(row)
+    if len(by_step) < 2:  # SFT alone is no way
+        return []
+    return [
+        {"step": step, "rollouts": rows[0]["rollouts"], **_point(rows)}
+        for step, rows in sorted(by_step.items())
+    ]
+
+
+def _best_of(grid: Grid, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Means over seeds of best-of-n, by n."""
+    by_n: dict[int, list[Mapping[str, Any]]] = {}
+    for entry in (entry for entry in entries if entry.status == "complete"):
+        for row in _curve_results(grid, entry).get("best_of", ()):
+            by_n.setdefault(row["n"], []).append(row)
+    return [{"n": n, **_point(rows)} for n, rows in sorted(by_n.items())]
+
+
+def _curve_results(grid: Grid, entry: Entry) -> Mapping[str, Any]:
+    where = grid.stage(entry, "curve")
+    manifest = where.manifest() if where else None
+    return manifest.results if manifest else {}
+
+
+def _point(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found = {
+        "win_rate": ([row["against_reference"]["rate"] for row in rows], (0.0, 1.0)),
+        "kl": ([(row["kl"] or {}).get("value") for row in rows], (-math.inf, math.inf)),
+        "score": ([row["score"] for row in rows], (-math.inf, math.inf)),
+        "proxy": ([row["proxy"] for row in rows], (-math.inf, math.inf)),
+        "tokens": ([row["tokens"] for row in rows], (0.0, math.inf)),
+    }
+    return {
+        name: summary_over_seeds([math.nan if v is None else v for v in values], within)
+        for name, (values, within) in found.items()
+    }
 
 
 def _of_round(row: Mapping[str, Any]) -> dict[str, float]:
