@@ -153,17 +153,18 @@ def test_best_of_n_is_the_reward_models_favourite(walked):
 
 
 def test_the_favourite_is_the_scorers(walked, way_config, drive, tmp_path, monkeypatch):
-    """With a scorer that likes short texts, best-of-n takes the shortest."""
+    """With a scorer that likes long texts, best-of-n takes the longest."""
 
     def by_length(self, samples):
-        return [-float(len(sample.response)) for sample in samples]
+        return [float(len(sample.response)) for sample in samples]
 
     monkeypatch.setattr(RewardScorer, "score", by_length)
     root = RunRoot(shutil.copytree(walked.path, tmp_path / "run"))
     shutil.rmtree(root.stages()["curve"].path)
     drive(way_config(), root.path, until="curve")
     rows = root.stages()["curve"].manifest().results["best_of"]
-    assert rows[0]["proxy"] < rows[1]["proxy"] <= rows[-1]["proxy"] < 0
+    assert rows[0]["proxy"] <= rows[1]["proxy"] <= rows[-1]["proxy"]
+    assert rows[0]["proxy"] < rows[-1]["proxy"]
 
 
 def test_another_curve_trains_nothing_again(walked, way_config, drive, tmp_path):
