@@ -66,10 +66,12 @@ class RunConfig(Config):
         """The stages this run has, in order."""
         rounds = tuple(step.name for step in self.online.steps()) if self.online else ()
         # A stage stands before what it does not need, so that a run can end there.
-        first = ("data", "pretrain", "sft", "sample", "label", "dpo", "preference")
+        first = ("data", "prompts", "pretrain", "sft", "sample", "label", "dpo", "preference")
         names = (*first, *reward_stages(self.reward), *rounds, "online", *ONLINE, "evaluate")
         optional = ("pretrain", "sample", "dpo", "preference", "online", *ONLINE)
         absent = {name for name in optional if getattr(self, name) is None}
+        if self.online is None or self.online.prompts_data is None:
+            absent.add("prompts")
         there = tuple(name for name in names if name not in absent)
         return there[: there.index(self.until) + 1] if self.until in there else there
 
