@@ -1,6 +1,7 @@
 """Configuration: frozen pydantic models, one file per component; imports no torch."""
 
 from nplus.config.base import Config
+from nplus.config.budget import BudgetConfig
 from nplus.config.checkpoint import CheckpointConfig
 from nplus.config.data import ComparisonsConfig, DataConfig, TokenizerConfig, WorldConfig
 from nplus.config.doctor import DoctorConfig
@@ -28,6 +29,7 @@ from nplus.config.stages import (
 
 __all__ = [
     "BatchConfig",
+    "BudgetConfig",
     "CheckpointConfig",
     "ComparisonsConfig",
     "ComputeConfig",

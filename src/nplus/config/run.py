@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from nplus.config.base import Config
+from nplus.config.budget import BudgetConfig
 from nplus.config.checkpoint import CheckpointConfig
 from nplus.config.data import DataConfig, TokenizerConfig
 from nplus.config.doctor import DoctorConfig
@@ -59,6 +60,7 @@ class RunConfig(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     judge: JudgeConfig = JudgeConfig()
     doctor: DoctorConfig = DoctorConfig()
+    budget: BudgetConfig | None = None
     until: str | None = None
     """The last stage; None runs all."""
 
