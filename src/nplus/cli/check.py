@@ -194,7 +194,8 @@ def _budget(cfg: RunConfig, world_size: int) -> Iterator[str]:
             f"# {name}: {', '.join(tokens)} tokens: {sum(hours.values()):.1f} GPU-hours"
             + (f" = {' + '.join(parts)}" if len(parts) > 1 else "")
         )
-    steps = {name: step_of(name) for name in cfg.stage_names() if name not in known}
+    left = [name for name in cfg.stage_names() if name not in known and name != "online"]
+    steps = {name: step_of(name) for name in left}
     without = dict.fromkeys(f"the rounds' {at.kind}" if at else name for name, at in steps.items())
     yield (
         f"# in all {total:,.0f} GPU-hours, {total / world_size:,.0f} hours on {world_size} GPUs, "

@@ -39,7 +39,7 @@ class BudgetConfig(Config):
     """
 
     gpu: Literal["a100-80gb", "h100-80gb", "h200-141gb"] = "a100-80gb"
-    gpus: int = Field(8, ge=1)
+    gpus: int = Field(1, ge=1)
     """Processes that share each batch, one a GPU, unless `--world-size` says so."""
     mfu: float = Field(0.4, gt=0, le=1)
     """Share of the GPU's peak that forwards and backwards reach, counted as 6 or 2 operations a

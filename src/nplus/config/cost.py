@@ -104,7 +104,6 @@ def _preferred(network: int, stage: DPOConfig, tokens: float) -> Work:
 
 def _loop(cfg: RunConfig, loop: OnlineConfig, shape: Shape, lengths: Lengths) -> dict[str, Work]:
     responses = loop.prompts * loop.samples
-    members = cfg.reward.members if loop.scorer == "ensemble" else 1
     found: dict[str, Work] = {}
     for number in range(1, loop.rounds + 1):
         offline, own = loop_pairs(cfg, number)
@@ -116,14 +115,23 @@ def _loop(cfg: RunConfig, loop: OnlineConfig, shape: Shape, lengths: Lengths) ->
                 read=loop.prompts * len(loop.draw) * lengths.prompt,
                 written=responses * lengths.response,
             ),
-            "score": Work(
-                shape.scalar_parameters,
-                read=members * responses * (lengths.prompt + lengths.response),
-            ),
+            "score": _scored(cfg, loop, shape, lengths),
             "train": _preferred(shape.parameters, loop.train, tokens),
         }
         found |= {Step(number, kind).name: work for kind, work in of_round.items()}
     return found
+
+
+def _scored(cfg: RunConfig, loop: OnlineConfig, shape: Shape, lengths: Lengths) -> Work:
+    """Every response by every member. In a knock-out n - 1 matches find the best, n - 2 the worst
+    of the others, and one is the two's own; each is read in both orders, by a model that is taken
+    for as large as the reward model."""
+    members = cfg.reward.members if loop.scorer == "ensemble" else 1
+    tokens = members * loop.samples * (lengths.prompt + lengths.response)
+    if loop.pairing == "knockout":
+        matches = 2 * loop.samples - 2
+        tokens += 2 * matches * (lengths.prompt + 2 * lengths.response)
+    return Work(shape.scalar_parameters, read=loop.prompts * tokens)
 
 
 def gpu_hours(work: Work, cfg: RunConfig, shape: Shape, budget: BudgetConfig) -> dict[str, float]:

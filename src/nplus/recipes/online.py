@@ -183,7 +183,10 @@ def llama3_8b_pairwise() -> RunConfig:
         update={
             "recipe": "online:llama3-8b-pairwise",
             "preference": pairwise,
-            "online": base.online.model_copy(update={"pairing": "knockout"}),
+            # Both models are there while responses are scored: fewer of these at once.
+            "online": base.online.model_copy(
+                update={"pairing": "knockout", "micro_batch_size": 12}
+            ),
         }
     )
 

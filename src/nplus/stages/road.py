@@ -47,7 +47,7 @@ from nplus.stages.compute import device_name, resolve_device
 from nplus.stages.context import Context
 from nplus.stages.copying import require_copying
 from nplus.stages.doctor.watch import Watch
-from nplus.stages.online import steps
+from nplus.stages.online import prompts, steps
 from nplus.stages.ranks import Follower, dismiss, lead, telling
 from nplus.stages.systems import POLICIES
 from nplus.stages.tuning.settle import Settled, settle
@@ -173,10 +173,13 @@ def outside_inputs(config: RunConfig, stage: str | None = None) -> dict[str, str
 
 
 def preflight(config: RunConfig) -> None:
-    """Look at model, tokenizer and judge before any work; InputError names what is wrong."""
+    """Look at the loop's prompts, model, tokenizer and judge before any work; InputError names what
+    is wrong. (The stage `data` comes first anyway, and looks at the rest.)"""
     disable_progress_bar()  # ours shows the steps; transformers' shows each file
     if config.evaluate.judge == "llm" and "evaluate" in config.stage_names():
         require_judge(config.judge)
+    if "prompts" in config.stage_names():
+        prompts.rows_of(config)
     if config.model.size is not None:
         return
     source = model_source(config.model)

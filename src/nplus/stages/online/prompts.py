@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from nplus.config import RunConfig
 from nplus.data.prompts import fit_prompts, load_prompts
+from nplus.data.sources import RawDemonstration
 from nplus.records import RowError, write_records
 from nplus.runs import StageDir
 from nplus.stages import contract
 from nplus.stages.context import Context
-from nplus.stages.online.common import settings
+
+
+def rows_of(config: RunConfig) -> tuple[list[RawDemonstration], dict[str, int]]:
+    """The loop's prompts as read, and how many were left out by kind of fault; InputError names
+    faulty rows."""
+    assert config.online is not None
+    source, faulty = config.online.prompts_data, Counter[str]()
+    assert source is not None
+    try:
+        return load_prompts(source, config.data, faulty), dict(faulty)
+    except RowError as error:
+        raise contract.with_the_rest(error, config, source) from error
 
 
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
@@ -18,14 +31,9 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
 
     They are checked against the held-out queries; what was found stands in `data_check.json`.
     """
-    source, faulty = settings(ctx).prompts_data, Counter[str]()
-    assert source is not None
-    try:
-        rows = load_prompts(source, ctx.config.data, faulty)
-        prompts, told = fit_prompts(rows, ctx.codec, ctx.config.data)
-    except RowError as error:
-        raise contract.with_the_rest(error, ctx.config, source) from error
+    rows, faulty = rows_of(ctx.config)
+    prompts, told = fit_prompts(rows, ctx.codec, ctx.config.data)
     report = contract.prompts(rows, prompts, where.prompts, ctx)
     write_records(where.prompts, prompts)
     contract.keep(where, report, ctx.console)
-    return {**told, **({"faulty": dict(faulty)} if faulty else {})}
+    return {**told, **({"faulty": faulty} if faulty else {})}
