@@ -198,6 +198,9 @@ def test_check_plans_the_papers_online_run_without_a_network(monkeypatch):
 
 def test_a_budget_is_asked_for():
     assert "GPU-hours" not in call("check", "toy:online").stdout
+    early = call("check", "toy:online", "--set", "budget={}", "--set", "until=data")
+    assert early.exit_code == 0
+    assert "in all 0 GPU-hours" in early.stdout
     found = call("check", "toy:online", "--set", "budget={}").stdout
     assert "# round3_train: " in found
     assert "GPU-hours" in found

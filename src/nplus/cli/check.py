@@ -181,10 +181,10 @@ def _budget(cfg: RunConfig, world_size: int) -> Iterator[str]:
     yield from _room(cfg, world_size)
     yield from _assumed(cfg)
     total, known = 0.0, works(cfg, shape, budget)
-    if "sft" not in known:
+    if "sft" in cfg.stage_names() and "sft" not in known:
         one = budget.model_copy(update={"sft_tokens": 1_000_000_000})
-        hours = gpu_hours(works(cfg, shape, one)["sft"], cfg, shape, one)["trained"]
-        yield f"# sft: {hours:.1f} GPU-hours for each 1,000M tokens of data (budget.sft_tokens)"
+        each = gpu_hours(works(cfg, shape, one)["sft"], cfg, shape, one)["trained"]
+        yield f"# sft: {each:.1f} GPU-hours for each 1,000M tokens of data (budget.sft_tokens)"
     for name, work in known.items():
         hours = gpu_hours(work, cfg, shape, budget)
         tokens = [f"{_millions(getattr(work, part))} {part}" for part in hours]
@@ -198,8 +198,8 @@ def _budget(cfg: RunConfig, world_size: int) -> Iterator[str]:
     steps = {name: step_of(name) for name in left}
     without = dict.fromkeys(f"the rounds' {at.kind}" if at else name for name, at in steps.items())
     yield (
-        f"# in all {total:,.0f} GPU-hours, {total / world_size:,.0f} hours on {world_size} GPUs, "
-        f"without {', '.join(without)}"
+        f"# in all {total:,.0f} GPU-hours, {total / world_size:,.0f} hours on {world_size} "
+        f"GPU{'s' if world_size > 1 else ''}, without {', '.join(without)}"
     )
 
 
@@ -226,16 +226,17 @@ def _assumed(cfg: RunConfig) -> Iterator[str]:
 
     budget = cfg.budget
     assert budget is not None
-    mean = Lengths.of(cfg, budget)
+    mean, loop = Lengths.of(cfg, budget), ""
+    if cfg.online is not None:
+        loop = f"{mean.prompt:.0f} tokens a prompt and {mean.response:.0f} a response of the loop, "
     yield (
         f"# GPU-hours of {budget.gpu}, an estimate and no measurement; assumed (budget.*) are "
         f"{budget.mfu:.0%} of its peak in forwards and backwards, {budget.mbu:.0%} of its "
         "bandwidth in drawing"
     )
     yield (
-        f"# and means of {mean.prompt:.0f} tokens a prompt and {mean.response:.0f} a response of "
-        f"the loop, {mean.pair_prompt:.0f}, {mean.pair_chosen:.0f} and {mean.pair_rejected:.0f} "
-        "of a comparison's prompt, chosen and rejected response"
+        f"# and means of {loop}{mean.pair_prompt:.0f}, {mean.pair_chosen:.0f} and "
+        f"{mean.pair_rejected:.0f} of a comparison's prompt, chosen and rejected response"
     )
 
 

@@ -161,4 +161,5 @@ def _peak(cfg: RunConfig, dtype: str, budget: BudgetConfig) -> float:
     gpu = GPUS[budget.gpu]
     if dtype == "bfloat16":
         return gpu.bfloat16
-    return gpu.float32 if cfg.compute.matmul_precision == "highest" else gpu.tf32
+    exact = dtype == "float64" or cfg.compute.matmul_precision == "highest"
+    return gpu.float32 if exact else gpu.tf32
