@@ -125,8 +125,8 @@ def llama3_8b() -> RunConfig:
         compute=ComputeConfig(
             autocast="bfloat16", matmul_precision="high", activation_checkpointing=True
         ),
-        # The authors' second release: 2 epochs of batch 128 with loss_on=assistant (its settings say 3
-        # epochs and a warm-up of 0.05); their own script of the first packs 4,096 tokens.
+        # The authors' second release: 2 epochs of batch 128 with loss_on=assistant (its settings
+        # say 3 epochs and a warm-up of 0.05); the script of the first packs 4,096 tokens.
         sft=SFTConfig(
             epochs=1,
             optim=_optim(2e-5),
