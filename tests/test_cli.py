@@ -168,6 +168,45 @@ def test_check_prints_the_papers_steps_and_the_memory(name, lines):
         assert float(total) == pytest.approx(sum(sums), abs=0.06 * len(sums))
 
 
+def test_check_plans_the_papers_online_run_without_a_network(monkeypatch):
+    def refuse(*_):
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    found = call("check", "online:llama3-8b").stdout
+    for line in (
+        "# batch plan over 8 processes",
+        "3 rounds of 20,000 prompts with 8 responses each: 60,000 prompts of RLHFlow/prompt-coll",
+        "480,000 responses, at most 983,040,000 tokens",
+        "# round 3: 937 optimiser steps of 128 pairs (at most 60,000 pairs, 2 epochs)",
+        "(8,030,261,248 parameters)",
+        "# 80 GiB of a100-80gb, with state shared out: every stage fits",
+        "as `nplus run` keeps it: over it: sft 145, dpo 180, reward 131, online 180",
+        "an estimate and no measurement; assumed (budget.*) are 40% of its peak",
+        "# round2_sample: 15.0M read, 105.0M written tokens: 29.4 GPU-hours = read 1.1 + written",
+        "the rounds' validate, the rounds' pair, evaluate",
+    ):
+        assert line in found, line
+    hours = re.findall(r"tokens: (\d+\.\d) GPU-hours", found)
+    [total, on_eight] = re.findall(r"in all (\d+) GPU-hours, (\d+) hours on 8 GPUs", found)[0]
+    assert len(hours) == 11
+    assert float(total) == pytest.approx(sum(map(float, hours)), abs=1)
+    assert float(on_eight) == pytest.approx(float(total) / 8, abs=1)
+    fewer = call("check", "online:llama3-8b", "--world-size", "4").stdout
+    assert "# batch plan over 4 processes" in fewer
+    assert "hours on 4 GPUs" in fewer
+
+
+def test_a_budget_is_asked_for():
+    assert "GPU-hours" not in call("check", "toy:online").stdout
+    early = call("check", "toy:online", "--set", "budget={}", "--set", "until=data")
+    assert early.exit_code == 0
+    assert "in all 0 GPU-hours" in early.stdout
+    found = call("check", "toy:online", "--set", "budget={}").stdout
+    assert "# round3_train: " in found
+    assert "GPU-hours" in found
+
+
 def test_check_says_when_it_does_not_know_a_model():
     found = call("check", "real", "--set", "model.model_name_or_path=org/model")
     assert found.exit_code == 0

@@ -40,7 +40,9 @@ def test_the_light_half_loads_nothing_heavy(statement):
     assert loaded(statement).isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("command", [["check", "toy"], ["check", "real"], ["recipes"], ["--help"]])
+@pytest.mark.parametrize(
+    "command", [["check", "toy"], ["check", "online:llama3-8b"], ["recipes"], ["--help"]]
+)
 def test_commands_that_run_nothing_load_nothing_heavy(command):
     statement = (
         "from nplus.cli import app\n"

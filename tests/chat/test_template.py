@@ -174,3 +174,28 @@ def test_a_system_turn_replaces_the_default_one(codec: Codec) -> None:
 def test_settings_that_do_not_go_together(keys: dict[str, str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         chat_config(**keys)
+
+
+def test_llama3s_template_is_known_by_name() -> None:
+    """A base model's tokenizer has the special tokens and no template: the format as its model card
+    describes it, and the end of a turn found."""
+    made = make_tokenizer(None, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>")
+    marks = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    made.add_special_tokens({"additional_special_tokens": marks})
+    codec = Codec(made).for_data(chat_config(chat_template="llama3"))
+    assert codec.chat is not None
+    query = codec.chat.prompt(messages(" Hi ", "Ho.", "Why?", system="Be short."))
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    assert query == (
+        "<|begin_of_text|>"
+        + header.format("system") + "Be short.<|eot_id|>"
+        + header.format("user") + "Hi<|eot_id|>"
+        + header.format("assistant") + "Ho.<|eot_id|>"
+        + header.format("user") + "Why?<|eot_id|>"
+        + header.format("assistant")
+    )  # fmt: skip
+    assert codec.chat.end == "<|eot_id|>"
+    ((first, second),) = codec.encode_pairs([query], ["So."])
+    assert first == ids(codec, query)
+    assert second == ids(codec, "So.<|eot_id|>")
+    assert codec.pad_id not in (codec.eos_id, *first)

@@ -168,6 +168,7 @@ def test_the_hash_follows_the_settings():
 def test_every_known_key_can_be_read_from_a_dump():
     components = ["dpo.beta=0.1", "reinforce.algorithm=rloo", "online_dpo.beta=0.1"]
     components += ["online.rounds=2", "preference.epochs=1", "curve.max_rows=9"]
+    components += ["budget.mfu=0.4"]
     config = load_config(recipe("toy"), sets=components)
     dumped = yaml.safe_load(dump_yaml(config))
     for key in known_keys():

@@ -297,6 +297,29 @@ CONVERSATIONS = [
     ),
 ]
 
+LOOP = sets("online={prompts_data: prompts.jsonl, prompts: 2, response_length: 48}")
+
+
+def asked(name: str, line: Any, *says: str) -> Case:
+    """The online loop's own prompts, of which the one on line 2 is another."""
+    command = ("iterate", "toy:tiny", *LOOP, "--out", "out")
+    make = jsonl("prompts.jsonl", [{"prompt": "Why?"}, line, {"prompt": "Who?"}])
+    return Case(f"prompts: {name}", command, ("prompts.jsonl, line 2", *says), make)
+
+
+ASKED = [
+    asked("broken JSON", "{", "not valid JSON"),
+    asked("another column", {"question": "a"}, "no field 'prompt'", "add it or remove the row"),
+    asked("a number", {"prompt": 3}, "field 'prompt' is int"),
+    asked("empty", {"prompt": " "}, "field 'prompt' is empty"),
+    Case(
+        "prompts: no rows",
+        ("iterate", "toy:tiny", *LOOP, "--out", "out"),
+        ("prompts.jsonl", "is empty"),
+        jsonl("prompts.jsonl", ["\n"]),
+    ),
+]
+
 GRID = ("ablate", "F7", "--recipe", "toy:tiny", "--seeds", "1", "--jobs", "1", "--out", "g")
 SCALE = ("scale", "--sizes", "0.3M", "--seeds", "1", "--jobs", "1", "--out", "g")
 GRIDS = [
@@ -315,4 +338,4 @@ GRIDS = [
     )
 ]
 
-CASES = [*LINES, *FILES, *PARQUET, *TEMPLATES, *COMPARISONS, *CONVERSATIONS, *GRIDS]
+CASES = [*LINES, *FILES, *PARQUET, *TEMPLATES, *COMPARISONS, *CONVERSATIONS, *ASKED, *GRIDS]

@@ -104,6 +104,13 @@ SYNTAX = [
     setting("online.pairing=max_min", says=("online.pairing='max_min'",), command="iterate"),
     setting("online.scorer=ensemble", says=("reward.members",), command="iterate"),
     setting("online.pairing=knockout", says=("preference={}",), command="iterate"),
+    setting(
+        "online={prompts_data: none.jsonl}",
+        says=("none.jsonl: no such file", "--set online.prompts_data=PATH"),
+        command="iterate",
+    ),
+    setting("budget.mfu=0", says=("budget.mfu=0",), command="check"),
+    setting("budget.gpu=tpu", says=("budget.gpu='tpu'", "a100-80gb"), command="check"),
     setting("online.train.beta=0", says=("online.train.beta=0",), command="iterate"),
     setting("scoring.terms=[{function: x}]", says=("MODULE:FUNCTION",), command="iterate"),
     setting("scoring.reward_weight=0", says=("without terms",), command="iterate"),

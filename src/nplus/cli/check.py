@@ -21,14 +21,18 @@ def check(
     sets: Sets = None,
     config: ConfigFile = None,
     seed: Seed = None,
-    world_size: Annotated[int, typer.Option(min=1, help="Processes that share each batch.")] = 1,
+    world_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that share each batch; budget.gpus, or else 1."),
+    ] = None,
 ) -> None:
-    """Print every setting, the batch plan, an estimate of memory and the stages of a recipe, and
-    run nothing."""
+    """Print every setting, the batch plan, an estimate of memory, and of GPU-hours where `budget`
+    has its assumptions, and the stages of a recipe; run nothing."""
     from nplus.config.load import config_hash, dump_yaml
 
     cfg = resolve(recipe, config, sets, seed)
-    plan = [*_plan(cfg, world_size), *_loop(cfg, world_size), *_memory(cfg, world_size)]
+    world = world_size or (cfg.budget.gpus if cfg.budget else 1)
+    plan = [*_plan(cfg, world), *_loop(cfg, world), *_memory(cfg, world), *_budget(cfg, world)]
     typer.echo(dump_yaml(cfg))
     typer.echo("\n".join([*plan, *_autos(cfg), *_semantics(cfg)]))
     typer.echo(f"# stages: {', '.join(cfg.stage_names())}")
@@ -75,7 +79,7 @@ def _semantics(cfg: RunConfig) -> Iterator[str]:
 
 def _plan(cfg: RunConfig, world_size: int) -> Iterator[str]:
     """The batch plan, as YAML comments so that the whole output stays a config file."""
-    from nplus.config.batch_plan import batch_plan, supervised_plan
+    from nplus.config.batch_plan import batch_plan, known_rows, supervised_plan
 
     stages = cfg.stage_names()
     trained = (
@@ -89,7 +93,7 @@ def _plan(cfg: RunConfig, world_size: int) -> Iterator[str]:
     for name, stage in trained:
         if stage is None or name not in stages:
             continue
-        rows = _rows(cfg, name)
+        rows = known_rows(cfg, name)
         if rows is None:
             yield f"# {name}: batches of {stage.batch.batch_size} rows; steps depend on the data"
             continue
@@ -116,47 +120,31 @@ def _plan(cfg: RunConfig, world_size: int) -> Iterator[str]:
 
 def _loop(cfg: RunConfig, world_size: int) -> Iterator[str]:
     """What the online loop draws, scores and trains on, if every pair is kept."""
-    from nplus.config.batch_plan import supervised_plan
+    from nplus.config.batch_plan import loop_pairs, supervised_plan
 
     loop = cfg.online
     if loop is None or "online" not in cfg.stage_names():
         return
-    responses = loop.rounds * loop.prompts * loop.samples
+    prompts = loop.rounds * loop.prompts
+    responses = prompts * loop.samples
     yield (
         f"# online: {loop.rounds} rounds of {loop.prompts:,} prompts with {loop.samples} responses "
-        f"each: {responses:,} responses, at most {responses * loop.response_length:,} tokens"
+        f"each: {prompts:,} prompts of {loop.prompts_data or 'the demonstrations'}, {responses:,} "
+        f"responses, at most {responses * loop.response_length:,} tokens"
     )
-    offline = (loop.offline_pairs or cfg.label.pairs) if loop.history == "offline-mix" else 0
     for number in range(1, loop.rounds + 1):
-        rounds = 1 if loop.history == "fresh" else number
+        pairs = sum(loop_pairs(cfg, number))
         plan = supervised_plan(
             loop.train.batch,
-            rows=offline + rounds * loop.prompts,
+            rows=pairs,
             epochs=loop.train.epochs,
             world_size=world_size,
             where="online.train.batch",
         )
         yield (
             f"# round {number}: {plan.steps} optimiser steps of {loop.train.batch.batch_size} "
-            f"pairs (at most {offline + rounds * loop.prompts:,} pairs, {loop.train.epochs} epochs)"
+            f"pairs (at most {pairs:,} pairs, {loop.train.epochs} epochs)"
         )
-
-
-def _rows(cfg: RunConfig, stage: str) -> int | None:
-    """Rows that a supervised stage trains on, where they are known without the data."""
-    from nplus.config.hub import HUB_ROWS
-
-    if stage in ("reward", "dpo", "preference"):
-        there = HUB_ROWS.get(cfg.data.comparisons.data or "", {}).get("train", cfg.label.pairs)
-        most = getattr(getattr(cfg, stage), "max_rows", None)
-        return min(cfg.label.pairs, there, most or there)
-    world = cfg.data.source == "world"
-    if stage == "pretrain":
-        return cfg.data.world.pretrain if world else None
-    posts = HUB_ROWS.get(cfg.data.data or "", {}).get("train")
-    rows = cfg.data.world.train if world else posts
-    limits = [limit for limit in (cfg.data.max_rows, cfg.sft.max_rows) if limit is not None]
-    return None if rows is None else min([rows, *limits])
 
 
 def _memory(cfg: RunConfig, world_size: int) -> Iterator[str]:
@@ -179,3 +167,78 @@ def _memory(cfg: RunConfig, world_size: int) -> Iterator[str]:
         "# it takes every row as long as allowed, and for more than one process all state of "
         "trained models but their weights shared out (ZeRO stage 2)"
     )
+
+
+def _budget(cfg: RunConfig, world_size: int) -> Iterator[str]:
+    """The estimate of tokens and GPU-hours, and whether memory is enough."""
+    from nplus.config.cost import gpu_hours, works
+    from nplus.config.online import step_of
+    from nplus.config.shapes import shape_of
+
+    budget, shape = cfg.budget, shape_of(cfg)
+    if budget is None or shape is None:
+        return
+    yield from _room(cfg, world_size)
+    yield from _assumed(cfg)
+    total, known = 0.0, works(cfg, shape, budget)
+    if "sft" in cfg.stage_names() and "sft" not in known:
+        one = budget.model_copy(update={"sft_tokens": 1_000_000_000})
+        each = gpu_hours(works(cfg, shape, one)["sft"], cfg, shape, one)["trained"]
+        yield f"# sft: {each:.1f} GPU-hours for each 1,000M tokens of data (budget.sft_tokens)"
+    for name, work in known.items():
+        hours = gpu_hours(work, cfg, shape, budget)
+        tokens = [f"{_millions(getattr(work, part))} {part}" for part in hours]
+        parts = [f"{part} {value:.1f}" for part, value in hours.items()]
+        total += sum(hours.values())
+        yield (
+            f"# {name}: {', '.join(tokens)} tokens: {sum(hours.values()):.1f} GPU-hours"
+            + (f" = {' + '.join(parts)}" if len(parts) > 1 else "")
+        )
+    left = [name for name in cfg.stage_names() if name not in known and name != "online"]
+    steps = {name: step_of(name) for name in left}
+    without = dict.fromkeys(f"the rounds' {at.kind}" if at else name for name, at in steps.items())
+    yield (
+        f"# in all {total:,.0f} GPU-hours, {total / world_size:,.0f} hours on {world_size} "
+        f"GPU{'s' if world_size > 1 else ''}, without {', '.join(without)}"
+    )
+
+
+def _room(cfg: RunConfig, world_size: int) -> Iterator[str]:
+    """Which stages do not fit a GPU of the budget: as they are, and with state shared out."""
+    from nplus.config.budget import GPUS
+    from nplus.config.memory import GIB, memory_plan
+    from nplus.config.shapes import shape_of
+
+    shape = shape_of(cfg)
+    assert cfg.budget is not None
+    assert shape is not None
+    room = GPUS[cfg.budget.gpu].memory
+    for size, how in ((world_size, "shared out"), (1, "in every process, as `nplus run` keeps it")):
+        plan = memory_plan(cfg, shape, world_size=size)
+        over = [f"{s} {n.total / GIB:.0f}" for s, n in plan.items() if n.total / GIB > room]
+        told = f"over it: {', '.join(over)}" if over else "every stage fits"
+        yield f"# {room:.0f} GiB of {cfg.budget.gpu}, with state {how}: {told}"
+
+
+def _assumed(cfg: RunConfig) -> Iterator[str]:
+    """The assumptions of the budget, in words."""
+    from nplus.config.cost import Lengths
+
+    budget = cfg.budget
+    assert budget is not None
+    mean, loop = Lengths.of(cfg, budget), ""
+    if cfg.online is not None:
+        loop = f"{mean.prompt:.0f} tokens a prompt and {mean.response:.0f} a response of the loop, "
+    yield (
+        f"# GPU-hours of {budget.gpu}, an estimate and no measurement; assumed (budget.*) are "
+        f"{budget.mfu:.0%} of its peak in forwards and backwards, {budget.mbu:.0%} of its "
+        "bandwidth in drawing"
+    )
+    yield (
+        f"# and means of {loop}{mean.pair_prompt:.0f}, {mean.pair_chosen:.0f} and "
+        f"{mean.pair_rejected:.0f} of a comparison's prompt, chosen and rejected response"
+    )
+
+
+def _millions(tokens: float) -> str:
+    return f"{tokens / 1e6:,.1f}M"

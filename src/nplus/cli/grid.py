@@ -197,11 +197,11 @@ def _run(
     jobs: int | None,
 ) -> None:
     """Run the grid, writing its tables as it goes; exit code 1 when no cell has a result."""
-    from nplus.cli.run import require_file
+    from nplus.cli.run import require_files
     from nplus.records import InputError
 
     for cell, cfg in configs.items():
-        require_file(cfg.data)
+        require_files(cfg)
         if "evaluate" not in cfg.stage_names():
             raise InputError(f"{cell.name}: ends before the verdict; set until=null")
     from rich.console import Console

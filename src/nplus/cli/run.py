@@ -13,7 +13,7 @@ from nplus.cli.options import ConfigFile, Processes, Recipe, RunDir, Seed, Sets,
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nplus.config import DataConfig, RunConfig
+    from nplus.config import RunConfig
     from nplus.runs import RunRoot
 
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -106,7 +106,7 @@ def execute(
     if until is not None and until not in cfg.stage_names():
         known = ", ".join(cfg.stage_names())
         raise InputError(f"--until {until}: not a stage of this run; its stages are {known}")
-    require_file(cfg.data)
+    require_files(cfg)
     if int(os.environ.get("RANK", "0")) > 0:
         from nplus.stages.road import follow_road
 
@@ -170,12 +170,16 @@ def report(
     _show(root, Console())
 
 
-def require_file(data: DataConfig) -> None:
+def require_files(cfg: RunConfig) -> None:
     """Refuse a data file that is not there before anything is written; hub names pass."""
     from nplus.records import InputError
 
-    posts = data.data if data.source == "files" else None
-    for key, source in (("data", posts), ("data.comparisons.data", data.comparisons.data)):
+    sources = {
+        "data": cfg.data.data if cfg.data.source == "files" else None,
+        "data.comparisons.data": cfg.data.comparisons.data,
+        "online.prompts_data": cfg.online.prompts_data if cfg.online else None,
+    }
+    for key, source in sources.items():
         if source is None:
             continue
         mend = f"name yours with --set {key}=PATH"

@@ -1,6 +1,7 @@
 """Configuration: frozen pydantic models, one file per component; imports no torch."""
 
 from nplus.config.base import Config
+from nplus.config.budget import BudgetConfig
 from nplus.config.checkpoint import CheckpointConfig
 from nplus.config.curve import CurveConfig
 from nplus.config.data import ComparisonsConfig, DataConfig, TokenizerConfig, WorldConfig
@@ -29,6 +30,7 @@ from nplus.config.stages import (
 
 __all__ = [
     "BatchConfig",
+    "BudgetConfig",
     "CheckpointConfig",
     "ComparisonsConfig",
     "ComputeConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nplus.config.groups import GroupConfig
+from nplus.config.hub import HUB_ROWS
 from nplus.config.optim import BatchConfig
 from nplus.config.ppo import PPOConfig
 from nplus.config.run import RunConfig
@@ -76,6 +77,30 @@ def batch_plan(ppo: PPOConfig | GroupConfig, *, world_size: int = 1) -> BatchPla
         episodes_used=updates * ppo.batch_size,
         episodes_left=ppo.total_episodes - updates * ppo.batch_size,
     )
+
+
+def known_rows(cfg: RunConfig, stage: str) -> int | None:
+    """Rows that a supervised stage trains on, where they are known without the data."""
+    if stage in ("reward", "dpo", "preference"):
+        there = HUB_ROWS.get(cfg.data.comparisons.data or "", {}).get("train", cfg.label.pairs)
+        most = getattr(getattr(cfg, stage), "max_rows", None)
+        return min(cfg.label.pairs, there, most or there)
+    world = cfg.data.source == "world"
+    if stage == "pretrain":
+        return cfg.data.world.pretrain if world else None
+    posts = HUB_ROWS.get(cfg.data.data or "", {}).get("train")
+    rows = cfg.data.world.train if world else posts
+    limits = [limit for limit in (cfg.data.max_rows, cfg.sft.max_rows) if limit is not None]
+    return None if rows is None else min([rows, *limits])
+
+
+def loop_pairs(cfg: RunConfig, round: int) -> tuple[int, int]:
+    """Offline comparisons and pairs of its own that a round of the online loop trains on, if every
+    prompt makes a pair."""
+    loop = cfg.online
+    assert loop is not None
+    offline = (loop.offline_pairs or cfg.label.pairs) if loop.history == "offline-mix" else 0
+    return offline, loop.prompts * (1 if loop.history == "fresh" else round)
 
 
 def require_batches(config: RunConfig, *, world_size: int = 1) -> None:

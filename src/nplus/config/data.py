@@ -70,7 +70,8 @@ class DataConfig(Config):
     """What rows are: texts that `template` makes a query of, or conversations, which the
     tokenizer's chat template renders."""
     chat_template: str | None = None
-    """For `chat`: a file with a Jinja template, in place of the tokenizer's own."""
+    """For `chat`: a file with a Jinja template, in place of the tokenizer's own, or `llama3`, for
+    Llama-3's base models, which have none."""
     faulty: Literal["error", "drop"] = "error"
     """For `chat`: what to do with a row that is no conversation of the standard format (roles that
     do not alternate, an empty turn, pairs that part before the last turn); `drop` counts them."""

@@ -16,12 +16,14 @@ counted: the allocator's waste, the kernels' work space, the CUDA context (about
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nplus.config.batch_plan import batch_plan
 from nplus.config.dpo import DPOConfig
 from nplus.config.groups import GroupConfig
+from nplus.config.online import OnlineConfig
 from nplus.config.ppo import PPOConfig
+from nplus.config.preference import PreferenceConfig
 from nplus.config.run import RunConfig
 from nplus.config.shapes import Shape
 
@@ -120,7 +122,8 @@ def head_bytes(shape: Shape, *, rows: int, columns: int, precision: Precision) -
 
 
 def memory_plan(cfg: RunConfig, shape: Shape, *, world_size: int = 1) -> dict[str, Need]:
-    """What each stage that trains needs, by stage name, in the run's order."""
+    """What each stage that trains needs, by stage name, in the run's order; of the online loop, the
+    first round's samples and scores, and as `online` the training of each round."""
     found = {
         "sft": _sft(cfg, shape, world_size),
         "reward": _reward(cfg, shape, world_size),
@@ -131,8 +134,12 @@ def memory_plan(cfg: RunConfig, shape: Shape, *, world_size: int = 1) -> dict[st
         found[groups.stage] = _groups(cfg, groups, shape, world_size)
     if cfg.dpo is not None:
         found["dpo"] = _dpo(cfg, cfg.dpo, _pair_tokens(cfg), shape, world_size)
+    if cfg.preference is not None:
+        found["preference"] = _preference(cfg, cfg.preference, shape, world_size)
     if cfg.online is not None:
         tokens = cfg.data.max_query_tokens + cfg.online.response_length
+        found["round1_sample"] = _sample(cfg, cfg.online, shape)
+        found["round1_score"] = _score(cfg, cfg.online, shape)
         found["online"] = _dpo(cfg, cfg.online.train, tokens, shape, world_size)
     return {name: found[name] for name in cfg.stage_names() if name in found}
 
@@ -165,7 +172,8 @@ def _trained(cfg: RunConfig, parameters: int, precision: Precision, world_size: 
 def _sft(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     precision = Precision.of(cfg.model.dtype, cfg.compute.autocast)
     rows = cfg.sft.batch.micro_batch_size
-    tokens = cfg.data.max_length or cfg.data.max_query_tokens + cfg.data.max_response_tokens
+    tokens = cfg.data.max_query_tokens + cfg.data.max_response_tokens
+    tokens = (cfg.sft.max_length if cfg.sft.packing else cfg.data.max_length) or tokens
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=tokens, precision=precision)
     states = _trained(cfg, shape.parameters, precision, world_size)
     return Need(states, {"activations": _processes(cfg) * kept})
@@ -177,14 +185,18 @@ def _processes(cfg: RunConfig) -> int:
     return 2 if on_cpu and not cfg.model.dropout else 1
 
 
+def _compared(cfg: RunConfig) -> int:
+    """The longest compared response."""
+    if cfg.label.kind == "data":
+        return cfg.data.comparisons.max_response_tokens or cfg.data.max_response_tokens
+    sampled = cfg.sample.response_length if cfg.sample else 0
+    return max(cfg.data.max_response_tokens, sampled)
+
+
 def _pair_tokens(cfg: RunConfig) -> int:
     """The longest query with a compared response."""
-    own = cfg.data.comparisons
-    if cfg.label.kind == "data":
-        responses = own.max_response_tokens or cfg.data.max_response_tokens
-        return own.max_length or cfg.data.max_query_tokens + responses
-    sampled = cfg.sample.response_length if cfg.sample else 0
-    return cfg.data.max_query_tokens + max(cfg.data.max_response_tokens, sampled)
+    limit = cfg.data.comparisons.max_length if cfg.label.kind == "data" else None
+    return limit or cfg.data.max_query_tokens + _compared(cfg)
 
 
 def _reward(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
@@ -193,6 +205,53 @@ def _reward(cfg: RunConfig, shape: Shape, world_size: int) -> Need:
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=0, precision=precision)
     states = _trained(cfg, shape.scalar_parameters, precision, world_size)
     return Need(states, {"activations": _processes(cfg) * kept})
+
+
+def _preference(cfg: RunConfig, stage: PreferenceConfig, shape: Shape, world_size: int) -> Need:
+    """Both responses stand in one prompt, and the letter's logits are there alone."""
+    precision = Precision.of(cfg.model.dtype, cfg.compute.autocast)
+    rows, tokens = stage.batch.micro_batch_size, _pair_tokens(cfg) + _compared(cfg)
+    kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=1, precision=precision)
+    states = _trained(cfg, shape.parameters, precision, world_size)
+    return Need(states, {"activations": _processes(cfg) * kept})
+
+
+def _passing(cfg: RunConfig, shape: Shape, rows: int, tokens: int) -> float:
+    """The most that a forward without a backward holds: one layer's activations, as stored."""
+    stored = BYTES[cfg.model.dtype]
+    layer = replace(shape, layers=1)
+    attention = cfg.model.attn_implementation
+    precision = Precision(stored, stored)
+    return activation_bytes(
+        layer, rows=rows, tokens=tokens, precision=precision, attention=attention
+    )
+
+
+def _sample(cfg: RunConfig, loop: OnlineConfig, shape: Shape) -> Need:
+    """The policies that write, with the cache of as many responses as are drawn at once."""
+    stored, query = BYTES[cfg.model.dtype], cfg.data.max_query_tokens
+    policies = len({source.policy for source in loop.sources})
+    prompts = max(1, loop.micro_batch_size * len(loop.draw) // loop.samples)
+    cache = shape.cache_elements(loop.micro_batch_size, query + loop.response_length)
+    phases = {
+        "rollout cache": float(cache * stored),
+        "prompts": _passing(cfg, shape, prompts, query),
+    }
+    return Need({"weights": float(policies * shape.parameters * stored)}, phases)
+
+
+def _score(cfg: RunConfig, loop: OnlineConfig, shape: Shape) -> Need:
+    """The reward models, with the pairwise model where it is asked."""
+    stored = BYTES[cfg.model.dtype]
+    members = cfg.reward.members if loop.scorer == "ensemble" else 1
+    states = {"reward models": float(members * shape.scalar_parameters * stored)}
+    query, rows = cfg.data.max_query_tokens, loop.micro_batch_size
+    phases = {"responses": _passing(cfg, shape, rows, query + loop.response_length)}
+    if loop.pairing == "knockout":
+        states["pairwise model"] = float(shape.parameters * stored)
+        both = query + 2 * loop.response_length
+        phases["matches"] = _passing(cfg, shape, max(1, rows // 2), both)
+    return Need(states, phases)
 
 
 def _dpo(cfg: RunConfig, stage: DPOConfig, tokens: int, shape: Shape, world_size: int) -> Need:

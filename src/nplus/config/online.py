@@ -86,6 +86,9 @@ class OnlineConfig(Config):
     rounds: int = Field(3, ge=1, le=999)
     prompts: int = Field(20_000, ge=1)
     """Prompts of a round, fresh ones as long as there are any."""
+    prompts_data: str | None = None
+    """Where they come from: a file, a folder or a hub dataset of prompts alone (`data.format` and
+    `data.template` say how they read); None takes the queries of the demonstrations."""
     samples: int = Field(8, ge=2)
     """Responses to each prompt (n), shared out evenly over the sources."""
     draw: Sources = ("current@1.0", "current@0.7")

@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from nplus.config.base import Config
+from nplus.config.budget import BudgetConfig
 from nplus.config.checkpoint import CheckpointConfig
 from nplus.config.curve import CurveConfig
 from nplus.config.data import DataConfig, TokenizerConfig
@@ -61,6 +62,7 @@ class RunConfig(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     judge: JudgeConfig = JudgeConfig()
     doctor: DoctorConfig = DoctorConfig()
+    budget: BudgetConfig | None = None
     until: str | None = None
     """The last stage; None runs all."""
 
@@ -68,11 +70,13 @@ class RunConfig(Config):
         """The stages this run has, in order."""
         rounds = tuple(step.name for step in self.online.steps()) if self.online else ()
         # A stage stands before what it does not need, so that a run can end there.
-        first = ("data", "pretrain", "sft", "sample", "label", "dpo", "preference")
+        first = ("data", "prompts", "pretrain", "sft", "sample", "label", "dpo", "preference")
         last = ("online", *ONLINE, "curve", "evaluate")
         names = (*first, *reward_stages(self.reward), *rounds, *last)
         optional = ("pretrain", "sample", "dpo", "preference", "online", *ONLINE, "curve")
         absent = {name for name in optional if getattr(self, name) is None}
+        if self.online is None or self.online.prompts_data is None:
+            absent.add("prompts")
         there = tuple(name for name in names if name not in absent)
         return there[: there.index(self.until) + 1] if self.until in there else there
 

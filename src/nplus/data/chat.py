@@ -18,6 +18,20 @@ from nplus.records import InputError, RowError
 
 PROBE = (Message("user", "Ask?"), Message("assistant", "Answer."))
 """What a template is tried on."""
+TEMPLATES = {
+    "llama3": (
+        "{{ bos_token }}"
+        "{% for message in messages %}"
+        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+        "{{ message['content'] | trim }}{{ '<|eot_id|>' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+        "{% endif %}"
+    )
+}
+"""Templates that `data.chat_template` knows by name, for base models whose tokenizer has the
+special tokens but no template: Llama 3's format, as its model card describes it."""
 Span = tuple[int, int]
 """The first character of an assistant's turn in a text, and the one after its end-of-turn."""
 
@@ -143,14 +157,16 @@ class ChatFormat:
 
 
 def read_template(path: str | Path) -> str:
-    """The text of a template's file; InputError where it cannot be read."""
+    """The text of a template known by name, or of a file; InputError where it cannot be read."""
+    if str(path) in TEMPLATES:
+        return TEMPLATES[str(path)]
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
             f"data.chat_template={path}: cannot read it ({reason}); name a file with a Jinja "
-            "template"
+            f"template, or one of {', '.join(TEMPLATES)}"
         ) from error
     if not text.strip():
         raise InputError(f"data.chat_template={path}: the file is empty; write a Jinja template")

@@ -33,6 +33,8 @@ SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 """Whole dialogues as one text, in the manner of HH-RLHF."""
 PROMPT_COLUMNS = ("prompt", "query")
+CONTEXT = "context_messages"
+"""A conversation without its last turn, as public collections of prompts name the column."""
 MEND = "mend or remove the row, or set data.faulty=drop"
 
 
@@ -74,7 +76,7 @@ def load_dialogues(
     """
     found: dict[str, list[RawDemonstration]] = {}
     for split, rows in open_source(source).items():
-        made = _kept(rows, dialogue, faulty, dropped)
+        made = without_faulty(rows, dialogue, faulty, dropped)
         if not made:
             raise InputError(
                 f"{source}: no conversation of {split or 'the file'} is without a fault; "
@@ -94,18 +96,20 @@ def load_preferences(
     return [
         row
         for split, rows in splits.items()
-        for row in _kept(
+        for row in without_faulty(
             rows, lambda where, row, name=split: preference(where, row, name), faulty, dropped
         )
     ]
 
 
-def _kept(
+def without_faulty(
     rows: list[Place],
     make: Callable[[str, Mapping[str, Any]], Raw],
     faulty: str,
     dropped: Counter[str] | None,
 ) -> list[Raw]:
+    """What `make` makes of the rows; the RowError of the first it refuses, unless they are dropped
+    and counted by kind."""
     found = []
     for where, row in rows:
         try:
@@ -146,9 +150,10 @@ def dialogue(where: str, row: Mapping[str, Any]) -> RawDialogue:
 
 def dialogue_prompt(where: str, row: Mapping[str, Any]) -> RawDialogue:
     """One row without a response: a conversation whose last turn is the user's."""
-    name = next((name for name in ("messages", *PROMPT_COLUMNS) if name in row), None)
+    names = ("messages", CONTEXT, *PROMPT_COLUMNS)
+    name = next((name for name in names if name in row), None)
     if name is None:
-        raise _unknown(where, row, "messages; prompt; query")
+        raise _unknown(where, row, "; ".join(names))
     turns = _prompt_turns(where, row[name], name)
     # What an assistant would add makes it whole.
     check_turns(where, name, (*turns, Message("assistant", "...")))
@@ -212,6 +217,8 @@ def conversation_kind(row: Mapping[str, Any]) -> str:
         return "prompts" if spoken else "demonstrations"
     if "messages" in row:
         return "demonstrations"
+    if CONTEXT in row:
+        return "prompts"
     if not any(name in row for name in PROMPT_COLUMNS):
         return ""
     answered = any(name in row for name in RESPONSE_COLUMNS)

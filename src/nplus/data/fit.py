@@ -74,7 +74,7 @@ class Fitted:
     query: str
     query_tokens: int
     response_tokens: tuple[int, ...]
-    """One of a demonstration, two of a comparison."""
+    """One of a demonstration, two of a comparison, none of a prompt."""
     cut: bool
     faults: tuple[InputError | Overlong, ...] = ()
     filtered: bool = False
@@ -85,7 +85,7 @@ class Fitted:
     @property
     def length(self) -> int:
         """The longest of query and response together."""
-        return self.query_tokens + max(self.response_tokens)
+        return self.query_tokens + max(self.response_tokens, default=0)
 
 
 def fit(
@@ -94,7 +94,7 @@ def fit(
     """Every row measured, its query in at most `query_limit` tokens, or with what stands against
     it."""
     queries = fit_queries(rows, codec, query_limit, truncation=data.truncation)
-    texts = [r.responses if isinstance(r, RawComparison) else (r.response,) for r in rows]
+    texts = [_responses(row) for row in rows]
     flat = iter(codec.encode_responses([text for pair in texts for text in pair]))
     found = []
     for row, query, pair in zip(rows, queries, texts, strict=True):
@@ -110,6 +110,13 @@ def fit(
             whole = Fitted(query.text, query.tokens, tokens, query.cut, messages=query.messages)
             found.append(replace(whole, faults=_overlong(row.where, whole, limits)))
     return found
+
+
+def _responses(row: Raw) -> tuple[str, ...]:
+    """Of a comparison both; a row whose response is empty is a prompt."""
+    if isinstance(row, RawComparison):
+        return row.responses
+    return (row.response,) if row.response else ()
 
 
 def _joins(
@@ -139,7 +146,7 @@ def _joins(
 
 def _overlong(where: str, row: Fitted, limits: Limits) -> tuple[Overlong, ...]:
     lengths = (
-        ("response", max(row.response_tokens), limits.response_key, limits.response),
+        ("response", max(row.response_tokens, default=0), limits.response_key, limits.response),
         ("query with its response", row.length, limits.length_key, limits.length),
     )
     return tuple(
@@ -272,15 +279,20 @@ def require_rows(rows: Sequence[Fitted], stays: Sequence[bool], name: str) -> No
 
 
 def summary(rows: Sequence[Fitted], total: int) -> dict[str, Any]:
-    """Counts and token lengths of the rows that stay of `total`, EOS included in a response's."""
+    """Counts and token lengths of the rows that stay of `total`, EOS included in a response's; of
+    prompts nothing is told of responses."""
     queries = [row.query_tokens for row in rows]
     responses = [tokens for row in rows for tokens in row.response_tokens]
-    return {
+    found = {
         "rows": len(rows),
         "dropped": total - len(rows),
         "truncated_share": sum(row.cut for row in rows) / len(rows),
         "query_tokens_max": max(queries),
         "query_tokens_mean": sum(queries) / len(queries),
+    }
+    if not responses:
+        return found
+    return found | {
         "response_tokens_max": max(responses),
         "response_tokens_mean": sum(responses) / len(responses),
         "length_max": max(row.length for row in rows),

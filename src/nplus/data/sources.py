@@ -160,7 +160,7 @@ def _explicit(template: str, cut_field: str | None, row: Mapping[str, Any], wher
 
 def demonstration(where: str, row: Mapping[str, Any], layout: Layout) -> RawDemonstration:
     """One row, checked; `RowError` says what is wrong with it."""
-    fields = _fields(where, row, layout)
+    fields = fields_of(where, row, layout)
     response = _prose(where, row, layout.response)
     return RawDemonstration(
         where=where,
@@ -172,14 +172,8 @@ def demonstration(where: str, row: Mapping[str, Any], layout: Layout) -> RawDemo
     )
 
 
-def prompt(where: str, row: Mapping[str, Any], layout: Layout) -> RawDemonstration:
-    """One row without a response, checked like a demonstration."""
-    fields = _fields(where, row, layout)
-    name = identity(row, *fields.values())
-    return RawDemonstration(where, name, layout.template, layout.cut_field, fields, "")
-
-
-def _fields(where: str, row: Mapping[str, Any], layout: Layout) -> dict[str, str]:
+def fields_of(where: str, row: Mapping[str, Any], layout: Layout) -> dict[str, str]:
+    """The columns of a row's template; `RowError` for one that is missing or must not be blank."""
     fields = {name: _text(where, row, name) for name in template_fields(layout.template)}
     for name in layout.required:
         if not fields[name].strip():
@@ -274,7 +268,7 @@ def _openai(
         raise RowError(message, "wrong_type", "summaries")
     check_choice(where, choice)
     layout = _query_layout(info, template, cut_field)
-    fields = _fields(f"{where}, info", info, layout)
+    fields = fields_of(f"{where}, info", info, layout)
     # A policy that ends at once has written an empty text, and people have compared it.
     texts = [
         _text(f"{where}, summaries[{i}]", side, "text").strip() for i, side in enumerate(sides)
@@ -366,7 +360,7 @@ def _preference(where: str, row: Mapping[str, Any], split: str) -> RawComparison
     if {"chosen", "rejected"} <= row.keys() and not {"prompt", "query"} & row.keys():
         row = _explicit_prompt(where, row)
     layout = recognise(PREFERENCES, row, where)
-    fields = _fields(where, row, layout)
+    fields = fields_of(where, row, layout)
     return RawComparison(
         where=where,
         id=identity(row, *fields.values()),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from nplus.config import RunConfig
 from nplus.recipes.algorithms import CELLS, algorithms
 from nplus.recipes.chat import chat, chat_dpo
-from nplus.recipes.online import online, real_online
+from nplus.recipes.online import ONLINE_RECIPES, online, real_online
 from nplus.recipes.real import real
 from nplus.recipes.tldr import TLDR_RECIPES
 from nplus.recipes.toy import dpo, overoptimise, tiny, toy, toy_sized
@@ -26,6 +26,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "real:online": real_online,
     "chat": chat,
     "chat:dpo": chat_dpo,
+    **ONLINE_RECIPES,
     **TLDR_RECIPES,
 }
 

@@ -13,7 +13,17 @@ from nplus.records import InputError, parse_lines
 from nplus.report.shapes import ROUNDS, ROW, VIEW, odd, require_results
 from nplus.runs import Manifest, RunRoot, StageDir
 
-FIRST = ("data", "pretrain", "sft", "sample", "label", "dpo", "preference", "reward")
+FIRST = (
+    "data",
+    "prompts",
+    "pretrain",
+    "sft",
+    "sample",
+    "label",
+    "dpo",
+    "preference",
+    "reward",
+)
 ONLINE = ("ppo", "reinforce", "online_dpo")
 LAST = ("online", *ONLINE, "evaluate")
 """Stages in the order of a run; the rounds of the online loop stand between, as they came."""

@@ -99,6 +99,11 @@ class StageDir:
         return self.path / "comparisons.jsonl"
 
     @property
+    def prompts(self) -> Path:
+        """What the online loop draws its prompts from."""
+        return self.path / "prompts.jsonl"
+
+    @property
     def responses(self) -> Path:
         """What a round of the online loop has drawn, a line a prompt."""
         return self.path / "responses.jsonl"

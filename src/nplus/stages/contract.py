@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 NAMED = 5
 """Faulty rows that a message names."""
+TRAINED_ON = ("train", "pretrain")
+"""Splits that are not held out."""
 BPE_ROWS = 8_000
 """Rows that a tokenizer is trained on at most, where a run would train one on all of them."""
 
@@ -132,6 +134,22 @@ def labelled(rows: Sequence[Comparison], path: Path, ctx: Context) -> dict[str, 
     return _passed(checker)
 
 
+def prompts(
+    rows: Sequence[Raw], fitted: Sequence[Demonstration], path: Path, ctx: Context
+) -> dict[str, Any]:
+    """The prompts that the online loop draws responses to, as read and as cut to length; InputError
+    for errors. They are trained on: a held-out query that is one of them is told as leakage."""
+    checker = Checker(ctx.config.data, ctx.codec)
+    checker.feed("prompts", "train", rows)
+    own = [_prompt(path.stem, n, row) for n, row in enumerate(fitted, 1)]
+    checker.known("train", own)
+    for split in ctx.data.splits():
+        if split not in TRAINED_ON:
+            posts = ctx.data.demonstrations(split)
+            checker.known(split, [_prompt(split, n, post) for n, post in enumerate(posts, 1)])
+    return _passed(checker)
+
+
 def _prompt(split: str, number: int, post: Demonstration) -> tuple[str, Raw]:
     where = f"{split}.jsonl, line {number}"
     fields = {"query": post.query}
@@ -157,10 +175,9 @@ def keep(where: StageDir, report: Mapping[str, Any], console: Console | None) ->
         console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
-def with_the_rest(error: RowError, config: RunConfig) -> InputError:
-    """A loader's error, which stops at the first faulty row, with the other faulty rows named."""
-    sources = [config.data.data if config.data.source == "files" else None]
-    sources.append(config.data.comparisons.data)
+def with_the_rest(error: RowError, config: RunConfig, *sources: str | None) -> InputError:
+    """A loader's error, which stops at the first faulty row, with the other faulty rows of the
+    `sources` named."""
     rest: list[str] = []
     for source in filter(None, sources):
         report = check_source(source, config.data)

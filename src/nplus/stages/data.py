@@ -37,7 +37,8 @@ def run(where: StageDir, config: RunConfig, console: Console | None = None) -> d
             )
         )
     except RowError as error:
-        raise contract.with_the_rest(error, config) from error
+        rows = config.data.data if config.data.source == "files" else None
+        raise contract.with_the_rest(error, config, rows, config.data.comparisons.data) from error
     if config.pretrain is not None and "pretrain" not in found["splits"]:
         raise InputError(
             f"{config.data.data}: no split to pretrain on; give a folder with a file "

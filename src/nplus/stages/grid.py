@@ -360,7 +360,7 @@ def _round(cell: Cell, jobs: int) -> str | int:
 
 def cell_key(config: RunConfig, version: str = "") -> str:
     """A hash of the settings that change results, of `version`, and of data files by content."""
-    settings = config.model_dump(mode="json", exclude={"doctor", "checkpoint"})
+    settings = config.model_dump(mode="json", exclude={"doctor", "checkpoint", "budget"})
     for name in SPEED_KEYS:
         settings["compute"].pop(name)
     settings["model"].pop("allow_pickle")

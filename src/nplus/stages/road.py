@@ -48,13 +48,14 @@ from nplus.stages.compute import device_name, resolve_device
 from nplus.stages.context import Context
 from nplus.stages.copying import require_copying
 from nplus.stages.doctor.watch import Watch
-from nplus.stages.online import steps
+from nplus.stages.online import prompts, steps
 from nplus.stages.ranks import Follower, dismiss, lead, telling
 from nplus.stages.systems import POLICIES
 from nplus.stages.tuning.settle import Settled, settle
 
 VERSIONS = {
     "data": 3,
+    "prompts": 1,
     "pretrain": 2,
     "sft": 1,
     "sample": 1,
@@ -79,7 +80,14 @@ PICKLE_NOTE = (
     "only from people you trust"
 )
 
+OUTSIDE = ("data", "prompts")
+"""Stages that read files of the user's."""
+
+LOOP_KEYS = {"prompts": "prompts_data", "online": "choose"}
+"""Stages around the online loop, and what of its settings each depends on."""
+
 INPUTS = {
+    "prompts": ("data",),
     "pretrain": ("data",),
     "sft": ("data", "pretrain"),
     "sample": ("data", "sft"),
@@ -124,8 +132,8 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
         parts["model"].pop("dropout")
     if step := step_of(name):
         return parts | steps.settings_of(step, config)
-    if name == "online":
-        return {"choose": config.online.choose} if config.online else {}
+    if name in LOOP_KEYS:
+        return config.online.model_dump(include={LOOP_KEYS[name]}) if config.online else {}
     member = member_of(name)
     part = "reward" if member else name
     parts[part] = getattr(config, part).model_dump(mode="json")
@@ -147,12 +155,16 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     return parts
 
 
-def outside_inputs(config: RunConfig) -> dict[str, str]:
-    """Files the data stage reads, by content, so that a changed file is a changed run."""
+def outside_inputs(config: RunConfig, stage: str | None = None) -> dict[str, str]:
+    """Files that the stages `data` and `prompts`, or one of them, read, by content, so that a
+    changed file is a changed run."""
     data = config.data
-    sources = {"comparisons": data.comparisons.data, "chat_template": data.chat_template}
-    if data.source == "files":
-        sources["data"] = data.data
+    sources: dict[str, str | None] = {}
+    if stage in (None, "data"):
+        sources |= {"comparisons": data.comparisons.data, "chat_template": data.chat_template}
+        sources |= {"data": data.data} if data.source == "files" else {}
+    if stage in (None, "prompts") and config.online is not None:
+        sources["prompts"] = config.online.prompts_data
     paths = {role: Path(source).expanduser() for role, source in sources.items() if source}
     try:
         return {
@@ -168,10 +180,13 @@ def outside_inputs(config: RunConfig) -> dict[str, str]:
 
 
 def preflight(config: RunConfig) -> None:
-    """Look at model, tokenizer and judge before any work; InputError names what is wrong."""
+    """Look at the loop's prompts, model, tokenizer and judge before any work; InputError names what
+    is wrong. (The stage `data` comes first anyway, and looks at the rest.)"""
     disable_progress_bar()  # ours shows the steps; transformers' shows each file
     if config.evaluate.judge == "llm" and "evaluate" in config.stage_names():
         require_judge(config.judge)
+    if "prompts" in config.stage_names():
+        prompts.rows_of(config)
     if config.model.size is not None:
         return
     source = model_source(config.model)
@@ -286,8 +301,8 @@ def _run_stages(
     stages = stage_functions(ctx)
     for name in names:
         inputs = {role: role for role in inputs_of(name, config) if role in names}
-        if name == "data":
-            inputs = outside_inputs(config)
+        if name in OUTSIDE:
+            inputs |= outside_inputs(config, name)
         stage = watch.watched(name, stages[name], ctx)
         pipeline.run(
             name, stage_config(name, config), stage, version=version_of(name), inputs=inputs

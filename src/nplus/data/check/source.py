@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nplus.config.data import CNNDM_TEMPLATE, POST_TEMPLATE, TLDR_TEMPLATE, DataConfig
+from nplus.config.data import DataConfig
 from nplus.data.check.rows import CHUNK, Checker, as_raw
 from nplus.data.comparisons import split_of
 from nplus.data.conversations import conversation_kind, dialogue, dialogue_prompt, preference
@@ -24,16 +24,15 @@ from nplus.data.files import (
     parquet_rows,
 )
 from nplus.data.fit import Raw
+from nplus.data.prompts import PROMPTS, QUERY, prompt, prompt_layout
 from nplus.data.sources import (
     DEMONSTRATIONS,
     PREFERENCES,
-    Layout,
     RawComparison,
     check_choice,
     comparison,
     demonstration,
     layout_of,
-    prompt,
     recognise,
 )
 from nplus.data.tldr import fill, template_fields
@@ -44,14 +43,6 @@ if TYPE_CHECKING:
 
 PEEK, FAR = 256, 10_000
 """Rows that tell what a file holds, and how far to look for as many that are objects."""
-QUERY = Layout(("query",), "{query}", None, "", ("query",))
-PROMPTS = (
-    Layout(("subreddit", "title", "post"), TLDR_TEMPLATE, "post", "", ("post",)),
-    Layout(("post",), POST_TEMPLATE, "post", "", ("post",)),
-    Layout(("article",), CNNDM_TEMPLATE, "article", "", ("article",)),
-    QUERY,
-    Layout(("prompt",), "{prompt}", None, "", ("prompt",)),
-)
 RECORD = ("query", "responses", "choice")
 """Columns of a run's own comparisons."""
 SCORES = (
@@ -286,7 +277,7 @@ def _maker(rows: Sequence[tuple[str, Mapping[str, Any]]], data: DataConfig) -> t
         return kind, _record
     if kind == "":
         return kind, unknown
-    find = _prompt_layout if kind == "prompts" else layout_of
+    find = prompt_layout if kind == "prompts" else layout_of
     layouts = Counter(find(row, "", template=template, cut_field=cut_field) for row in mine)
     layout = layouts.most_common(1)[0][0]
     make = prompt if kind == "prompts" else demonstration
@@ -309,16 +300,6 @@ def _conversation_maker(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[
     del kinds[""]
     kind = kinds.most_common(1)[0][0] if kinds else ""
     return kind, _record if kind == "records" else CONVERSATIONS[kind]
-
-
-def _prompt_layout(
-    row: Mapping[str, Any], where: str, *, template: str | None = None, cut_field: str | None = None
-) -> Layout:
-    if template is None:
-        return recognise(PROMPTS, row, where)
-    names = template_fields(template)
-    cut = cut_field or (names[0] if len(names) == 1 else None)
-    return Layout(names, template, cut, "", (cut,) if cut else ())
 
 
 def _record(where: str, row: Mapping[str, Any], split: str) -> Raw:

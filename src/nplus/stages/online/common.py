@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nplus.config.online import OnlineConfig, Step
-from nplus.records import Demonstration, InputError
+from nplus.records import Demonstration, InputError, read_records
 from nplus.runs import StageDir, key_of
 from nplus.seeding import epoch_order
 from nplus.stages.context import Context
@@ -48,14 +48,20 @@ def rounds_used(cfg: OnlineConfig, round: int) -> range:
 
 
 def prompts_of(ctx: Context, round: int) -> list[Demonstration]:
-    """A round's prompts: fresh ones while a whole round of them is left, then reshuffled.
+    """A round's prompts, of `online.prompts_data` or else of the training posts: fresh ones while a
+    whole round of them is left, then reshuffled.
 
     Raises InputError where a round asks for more than there are.
     """
-    cfg, posts = settings(ctx), ctx.data.demonstrations("train")
+    cfg = settings(ctx)
+    if cfg.prompts_data is None:
+        posts, what = ctx.data.demonstrations("train"), "training posts"
+    else:
+        posts = read_records(ctx.dirs["prompts"].prompts, Demonstration)
+        what = f"different prompts in {cfg.prompts_data}"
     if cfg.prompts > len(posts):
         raise InputError(
-            f"online.prompts={cfg.prompts}: there are {len(posts)} training posts; set "
+            f"online.prompts={cfg.prompts}: there are {len(posts)} {what}; set "
             f"online.prompts={len(posts)} or fewer"
         )
     again, place = divmod(round - 1, len(posts) // cfg.prompts)

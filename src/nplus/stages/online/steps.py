@@ -13,7 +13,7 @@ from nplus.config.run import reward_stages
 from nplus.distributed.topology import Topology
 from nplus.runs import StageDir
 from nplus.stages.context import Context
-from nplus.stages.online import choose, pair, sample, score, train, validate
+from nplus.stages.online import choose, pair, prompts, sample, score, train, validate
 from nplus.stages.online.common import begins_at, policy_stage, refers_to, rounds_used
 from nplus.stages.online.validate import BASE
 
@@ -65,7 +65,8 @@ def inputs_of(step: Step, config: RunConfig) -> tuple[str, ...]:
     match step.kind:
         case "sample":
             makers = {policy_stage(source.after(number)) for source in cfg.sources}
-            found = ("data", *sorted(makers))
+            prompts = ("prompts",) if cfg.prompts_data else ()
+            found = ("data", *prompts, *sorted(makers))
         case "score":
             found = ("data", *scoring_stages(config), Step(number, "sample").name)
         case "pair":
@@ -97,7 +98,7 @@ def chooses_from(config: RunConfig) -> tuple[str, ...]:
 
 
 def functions(ctx: Context) -> dict[str, Callable[[StageDir], Any]]:
-    """Every step by its stage's name, and the end of the loop."""
+    """Every step by its stage's name, and the stages before and after the rounds."""
     if ctx.config.online is None:
         return {}
     alone = replace(ctx, topology=Topology())
@@ -117,4 +118,5 @@ def functions(ctx: Context) -> dict[str, Callable[[StageDir], Any]]:
         }[step.kind]
 
     found = {step.name: of(step) for step in ctx.config.online.steps()}
-    return {**found, "online": partial(choose.run, ctx=alone)}
+    around = {"prompts": partial(prompts.run, ctx=alone), "online": partial(choose.run, ctx=alone)}
+    return {**found, **around}
