@@ -124,6 +124,10 @@ def test_ppo_may_be_left_out():
         (["algorithm=rloo", "micro_batch_size=7"], "not a multiple of micro_batch_size=7"),
         (["algorithm=rloo", "sampling.response_length=5"], "reinforce.sampling.response_length=5"),
         (["K=3"], "unknown key reinforce.K"),
+        (["max_staleness=24"], "max_staleness=24 with 24 updates"),
+        (["max_staleness=-1"], "reinforce.max_staleness=-1"),
+        (["importance=clip"], "reinforce.importance='clip': must be 'none', 'truncate' or 'mask'"),
+        (["importance_cap=1"], "reinforce.importance_cap=1: must be greater than 1"),
     ],
 )
 def test_what_cannot_be_meant_is_told_with_its_mend(sets, what):

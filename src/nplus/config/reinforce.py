@@ -59,6 +59,14 @@ class ReinforceConfig(GroupConfig):
     aggregation: Literal["sequence", "token", "constant", "sequence_sum"] = "sequence"
     """What the loss divides by: tokens of the response, then responses; all tokens of the
     minibatch (DAPO); responses times `sampling.response_length` (Dr. GRPO); responses alone."""
+    importance: Literal["none", "truncate", "mask"] = "truncate"
+    """Of responses that older weights drew (`max_staleness`): each advantage is multiplied by the
+    probability ratio, at the level of `ratio`, of the policy before the update and the one that
+    drew, bounded by `importance_cap` (`truncate`, TIS), or where it is beyond `importance_cap` or 1
+    over it by 0 (`mask`, MIS). `none` takes them for fresh. With `old_logprobs=sampler` the clipped
+    ratio is that of new policy and sampler, and there is nothing left to correct."""
+    importance_cap: float = Field(2.0, gt=1)
+    """C: the largest importance weight."""
     cliprange: float = Field(0.2, gt=0)
     """Ratio clip."""
     cliprange_high: float | None = Field(None, gt=0)
