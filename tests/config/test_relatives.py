@@ -98,6 +98,8 @@ def test_online_dpo_begins_like_ppo_and_reads_plain_log_probs():
         ("tempered=[new]", "tempered holds new"),
         ("num_generations=1", "online_dpo.num_generations=1"),
         ("loss_type=robust", "name the share of flipped labels"),
+        ("importance=mask", "unknown key online_dpo.importance; did you mean reinforce.import"),
+        ("max_staleness=24", "max_staleness=24 with 24 updates"),
     ):
         with pytest.raises(InputError) as caught:
             load_config(recipe("toy"), sets=[f"online_dpo.{text}"])
