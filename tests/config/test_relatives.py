@@ -128,6 +128,7 @@ def test_ppo_may_be_left_out():
         (["K=3"], "unknown key reinforce.K"),
         (["max_staleness=24"], "max_staleness=24 with 24 updates"),
         (["max_staleness=-1"], "reinforce.max_staleness=-1"),
+        (["max_staleness=1", "tempered=[new]"], "set importance=none"),
         (["importance=clip"], "reinforce.importance='clip': must be 'none', 'truncate' or 'mask'"),
         (["importance_cap=1"], "reinforce.importance_cap=1: must be greater than 1"),
     ],

@@ -10,6 +10,7 @@ import torch
 from nplus.algorithms import reinforce
 from nplus.models.lm import response_logprobs
 from nplus.runs import StageDir
+from nplus.stages import scoring
 from nplus.stages.context import Context
 from nplus.stages.groups import Groups, prompts_of
 from nplus.stages.keeping import Keeper
@@ -134,6 +135,21 @@ def test_the_samplers_own_log_probs_leave_nothing_to_correct(group_trainer_of):
     found, _ = run(group_trainer_of("rloo", **changed, **EAGER, **ALONE))
     assert [metrics["val/importance"] for metrics, _ in found] == [1.0] * UPDATES
     assert [metrics["val/importance_bounded"] for metrics, _ in found] == [0.0] * UPDATES
+
+
+@pytest.mark.parametrize("importance", ["truncate", "mask"])
+def test_old_responses_teach_too(importance, group_trainer_of, monkeypatch):
+    def says_seven(model, generation):
+        said = (generation.tokens_BR == 7) & generation.response_mask_BR
+        return said.any(1).double()
+
+    monkeypatch.setattr(scoring, "rm_scores", says_seven)
+    sizes = {"batch_size": 64, "micro_batch_size": 32, "total_episodes": 64 * 6}
+    changed = {"max_staleness": 2, "importance": importance, "kl_coef": 0.0}
+    trainer = group_trainer_of("rloo", num_generations=4, **sizes, **changed, **EAGER, **ALONE)
+    scores = [trainer.update(step).metrics["objective/scores"] for step in range(6)]
+    assert max(scores[:3]) < 0.3  # all three of the first weights
+    assert min(scores[3:]) > 0.7
 
 
 # --- two processes ------------------------------------------------------------------------------

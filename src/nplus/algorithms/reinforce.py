@@ -115,7 +115,7 @@ def corrected(
     """The advantages times the bounded importance weights of the policy before the update over the
     one that sampled.
 
-    The clip is around the former, as in decoupled PPO (Hilton et al. 2021, 2110.00641, equation 2).
+    The clip is around the former, as in decoupled PPO (Hilton et al. 2021, 2110.00641).
     The clipped loss of w * A is w times that of A, for w >= 0.
     """
     generation = rollout.generation

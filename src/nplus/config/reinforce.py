@@ -146,6 +146,13 @@ def contradictions(cfg: ReinforceConfig) -> list[str]:
             f"kl_credit=to_go with ratio={cfg.ratio}: tokens have advantages of their own, a "
             "response one ratio; set kl_credit=sequence, or ratio=token"
         )
+    weighed = cfg.max_staleness and cfg.importance != "none" and cfg.old_logprobs == "trainer"
+    if weighed and "old" not in cfg.tempered:
+        found.append(
+            f"tempered without old and max_staleness={cfg.max_staleness}: the sampler's log-probs "
+            "are tempered, and importance weights would set them against others; give old back to "
+            "tempered, or set importance=none"
+        )
     if cfg.signal == "preference" and cfg.baseline == "greedy":
         found.append(
             "signal=preference with baseline=greedy: the rival is drawn from a mixture; set "
