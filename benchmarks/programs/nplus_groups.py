@@ -34,7 +34,7 @@ def main(spec_file):
     first = {name: p.detach().clone() for name, p in trainer.policy.named_parameters()}
     by_key = {f"p{i}": responses for i, responses in enumerate(spec["responses"])}
     plain = ctx.engine
-    ctx.engine = lambda model: Scripted(model, by_key)
+    ctx.engine = lambda model, version: Scripted(model, by_key)
     found = trainer.update(0).metrics
     ctx.engine = plain
     trainer.close()  # the process beside this one knows the script

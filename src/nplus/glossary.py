@@ -264,6 +264,21 @@ METRICS = (
         "G5",
     ),
     _groups(
+        "val/staleness",
+        "updates",
+        "Updates that the weights have gone on for since they drew this update's responses, all of "
+        "them alike; 0 where `max_staleness` is.",
+    ),
+    _reinforce(
+        "val/importance",
+        "",
+        "Mean importance weight over response tokens, after its bound: policy before the update "
+        "over policy that sampled; where `max_staleness` is not 0.",
+    ),
+    _reinforce(
+        "val/importance_bounded", "share", "Response tokens whose weight `importance_cap` bounds."
+    ),
+    _groups(
         "objective/signal",
         "",
         "What is maximised before any price of KL: the score with its penalties, or the preference "

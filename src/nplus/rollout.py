@@ -171,6 +171,22 @@ def collect(
     )
 
 
+def with_logprobs(
+    rollout: Rollout,
+    policy: torch.nn.Module,
+    *,
+    temperature: float | None,
+    size: int,
+    positions: str,
+) -> Rollout:
+    """The rollout with the log-probs that `policy` has now, by a forward of the training path."""
+
+    def now(piece: Generation) -> Tensor:
+        return logprobs_of(policy, piece, temperature)
+
+    return replace(rollout, logprobs_BR=_in_pieces(now, rollout.generation, size, positions))
+
+
 @torch.no_grad()
 def add_values(
     rollout: Rollout, critic: Critic, *, size: int, positions: str = "real"

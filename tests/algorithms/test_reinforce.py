@@ -1,5 +1,6 @@
 """Credit and loss of the algorithms without a critic, on numbers that are followed by hand."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -162,6 +163,50 @@ def test_rows_that_are_left_out_count_in_no_mean():
     assert batch.advantages_BR[batch.response_mask_BR].tolist() == pytest.approx(
         expected.tolist(), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("importance", ["truncate", "mask"])
+@pytest.mark.parametrize(
+    ("algorithm", "level"),
+    [
+        ("grpo", lambda row: row),  # a weight for each token
+        ("rloo", lambda row: np.full_like(row, row.sum())),  # one for the response
+        ("gspo", lambda row: np.full_like(row, row.mean())),  # its geometric mean
+    ],
+)
+def test_stale_advantages_weigh_their_bounded_ratio(algorithm, level, importance):
+    cap = 1.2
+    fresh = settings(algorithm, kl_coef=0.0)
+    # Two updates, or there would be none to be stale in.
+    changed = {"max_staleness": 1, "total_episodes": 8, "importance_cap": cap}
+    cfg = settings(algorithm, kl_coef=0.0, importance=importance, **changed)
+    found, batch, metrics = credited(cfg)
+    plain = reinforce.credit(found, fresh)[0].advantages_BR
+    now, drew = found.rollout.logprobs_BR.numpy(), found.rollout.generation.logprobs_BR.numpy()
+    weights, ratios = [], []
+    for b, n in enumerate(LENGTHS):
+        ratio = np.exp(level(now[b, :n] - drew[b, :n]))
+        inside = (ratio >= 1 / cap) & (ratio <= cap)
+        kept = np.minimum(ratio, cap) if importance == "truncate" else np.where(inside, ratio, 0)
+        np.testing.assert_allclose(batch.advantages_BR[b, :n], plain[b, :n].numpy() * kept)
+        weights.extend(kept)
+        ratios.extend(ratio)
+    assert not batch.advantages_BR[~MASK].any()
+    assert 0 < np.mean(np.array(weights) != ratios) < 1
+    assert metrics["val/importance"].value == pytest.approx(np.mean(weights))
+    share = np.mean(np.array(weights) != ratios)
+    assert metrics["val/importance_bounded"].value == pytest.approx(share)
+    # The loss is weighted, and its ratio is that to the policy before the update.
+    ours, theirs = loss_and_gradient(batch, cfg), loss_and_gradient(batch, fresh)
+    assert ours[0] == theirs[0]
+    assert torch.equal(batch.old_logprobs_BR, found.rollout.logprobs_BR)
+
+
+def test_stale_responses_may_be_taken_for_fresh():
+    cfg = settings("rloo", max_staleness=1, total_episodes=8, importance="none")
+    _, batch, metrics = credited(cfg)
+    assert torch.equal(batch.advantages_BR, credited(settings("rloo"))[1].advantages_BR)
+    assert "val/importance" not in metrics
 
 
 def test_truncated_responses_may_stay_out_of_the_loss():

@@ -42,6 +42,8 @@ from victim import (
 
 from nplus.runs import RunRoot
 
+ROAD = (*SETTINGS, "online_dpo.max_staleness=1")
+"""One of the online stages has a rollout under way at every checkpoint."""
 MOST_KILLS = 12
 """Of one run, before it is left to finish."""
 
@@ -52,7 +54,7 @@ class Suite:
 
     work: Path
     dice: random.Random
-    sets: Sequence[str] = SETTINGS
+    sets: Sequence[str] = ROAD
     begins_after: str | None = None
     """The last stage that kills leave alone; None spares none."""
     ends_with: str | None = None

@@ -207,6 +207,15 @@ def test_a_loss_without_a_reference_keeps_none():
     assert "reference" not in states[1]
 
 
+def test_every_snapshot_is_a_policy():
+    sets = ["compute.side_by_side=false", "reinforce.algorithm=rloo"]
+    plain, stale = (
+        load_config(recipe("toy"), sets=[*sets, f"reinforce.max_staleness={n}"]) for n in (0, 3)
+    )
+    states = [_plan(cfg)["reinforce"].states for cfg in (plain, stale)]
+    assert states[1] == {**states[0], "snapshots": 3 * states[0]["reference"]}
+
+
 def test_every_stage_that_trains_is_there():
     stages = {name: tuple(_plan(recipe(name))) for name in ("tldr:dpo-1b", "tldr:sft-1b", "real")}
     assert stages == {

@@ -98,6 +98,8 @@ def test_online_dpo_begins_like_ppo_and_reads_plain_log_probs():
         ("tempered=[new]", "tempered holds new"),
         ("num_generations=1", "online_dpo.num_generations=1"),
         ("loss_type=robust", "name the share of flipped labels"),
+        ("importance=mask", "unknown key online_dpo.importance; did you mean reinforce.import"),
+        ("max_staleness=24", "max_staleness=24 with 24 updates"),
     ):
         with pytest.raises(InputError) as caught:
             load_config(recipe("toy"), sets=[f"online_dpo.{text}"])
@@ -124,6 +126,11 @@ def test_ppo_may_be_left_out():
         (["algorithm=rloo", "micro_batch_size=7"], "not a multiple of micro_batch_size=7"),
         (["algorithm=rloo", "sampling.response_length=5"], "reinforce.sampling.response_length=5"),
         (["K=3"], "unknown key reinforce.K"),
+        (["max_staleness=24"], "max_staleness=24 with 24 updates"),
+        (["max_staleness=-1"], "reinforce.max_staleness=-1"),
+        (["max_staleness=1", "tempered=[new]"], "set importance=none"),
+        (["importance=clip"], "reinforce.importance='clip': must be 'none', 'truncate' or 'mask'"),
+        (["importance_cap=1"], "reinforce.importance_cap=1: must be greater than 1"),
     ],
 )
 def test_what_cannot_be_meant_is_told_with_its_mend(sets, what):

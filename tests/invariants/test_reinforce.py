@@ -165,7 +165,7 @@ def test_a_prompt_is_read_once_for_all_its_responses(group_trainer_of, monkeypat
 
     engine = trainer.ctx.engine(trainer.policy)
     engine.make_steps = lambda: Counting(trainer.policy)
-    monkeypatch.setattr(type(trainer.ctx), "engine", lambda self, model: engine)
+    monkeypatch.setattr(type(trainer.ctx), "engine", lambda self, model, version: engine)
     grouped = trainer.groups().gather(trainer.posts[:3], 0)
     assert len(grouped) == 24
     assert read == [3]

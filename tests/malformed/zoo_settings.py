@@ -97,6 +97,8 @@ SYNTAX = [
     setting("seed={[a]: 1}", says=("a key must be a name",)),
     setting("seed=2024-02-31", says=("mend it",)),
     setting('data="\\ud800"', says=("mend it",)),
+    setting("online_dpo.importance=mask", says=("unknown key", "reinforce.importance")),
+    setting("reinforce.max_staleness=24", says=("24 updates", "lower it")),
     setting("ppo.klcoef=1", says=("unknown key ppo.klcoef", "ppo.kl_coef")),
     setting("online.rounds=0", says=("online.rounds=0",), command="iterate"),
     setting("online.samples=5", says=("samples=5", "multiple of 2"), command="iterate"),

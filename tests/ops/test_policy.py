@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from nplus.ops.policy import (
     AGGREGATIONS,
     aggregated,
     aggregation_count,
+    importance_weights,
     log_ratios,
 )
 
@@ -107,3 +109,32 @@ def test_what_an_estimator_descends_in_expectation(estimator, divergence):
     if value.requires_grad:
         (expected,) = torch.autograd.grad(value, logits)
     torch.testing.assert_close(found, expected)
+
+
+# --- importance weights -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bound", "expected", "bounded"),
+    [
+        ("truncate", [0.25, 0.5, 1.0, 2.0, 2.0], [0, 0, 0, 0, 1]),
+        ("mask", [0.0, 0.5, 1.0, 2.0, 0.0], [1, 0, 0, 0, 1]),
+    ],
+)
+def test_importance_weights_by_hand(bound, expected, bounded):
+    ratio = np.array([0.25, 0.5, 1.0, 2.0, 8.0, 9.0])
+    log_ratio = torch.from_numpy(np.log(ratio))[None].requires_grad_()
+    mask = torch.tensor([[True] * 5 + [False]])
+    weights, held = importance_weights(log_ratio, mask, bound=bound, cap=2.0)
+    np.testing.assert_allclose(weights[0].numpy(), [*expected, 1.0], rtol=1e-15)
+    assert held[0].tolist() == [bool(x) for x in bounded] + [False]
+    assert not weights.requires_grad
+
+
+def test_importance_weights_of_endless_ratios_are_finite():
+    log_ratio = torch.tensor([[1e4, -1e4, math.nan]])
+    mask = torch.tensor([[True, True, False]])
+    for bound, expected in (("truncate", [3.0, 0.0, 1.0]), ("mask", [0.0, 0.0, 1.0])):
+        assert importance_weights(log_ratio, mask, bound=bound, cap=3.0)[0].tolist() == [expected]
+    with pytest.raises(ValueError, match="unknown bound 'clip'"):
+        importance_weights(log_ratio, mask, bound="clip", cap=3.0)

@@ -127,6 +127,50 @@ def test_a_stopped_stage_goes_on_to_the_bit(
         assert torch.equal(weights(ours)[name], tensor), name
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_draws_ahead_tells_how_old_and_goes_on_to_the_bit(
+    stage, whole, config_without_ppo, drive, tmp_path, monkeypatch
+):
+    ahead = {"max_staleness": 1, "sample_steps": 1, "algorithm": "rloo"}
+    if stage == "online_dpo":
+        ahead.pop("algorithm")
+    config = config_without_ppo(**{stage: ahead})
+    config = config.model_copy(update={other: None for other in STAGES if other != stage})
+
+    def made(name):
+        return shutil.copytree(whole.path, tmp_path / name)
+
+    plain = drive(config, made("plain"), until=stage).stages()[stage]
+    rows = [row["metrics"] for row in plain.journal_rows()]
+    assert [row["val/staleness"] for row in rows] == [0, 1, 1]
+    known = {entry.name for entry in METRICS if stage in entry.stages}
+    assert set().union(*rows) <= known
+    samples = plain.read_samples()
+    told = [
+        (step, row["policy_version"], row["staleness"]) for step in samples for row in samples[step]
+    ]
+    assert set(told) == {(1, 0, 0), (2, 0, 1), (3, 1, 1)}
+    assert plain.manifest().results["staleness"] == {"mean": pytest.approx(2 / 3), "max": 1.0}
+
+    original = on_policy.Trainer.update
+
+    def dies(self, step):
+        if step == 2:
+            raise KeyboardInterrupt
+        return original(self, step)
+
+    out = made("stopped")
+    monkeypatch.setattr(on_policy.Trainer, "update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        drive(config, out, until=stage)
+    monkeypatch.setattr(on_policy.Trainer, "update", original)
+    again = drive(config, out, until=stage).stages()[stage]
+    assert journal(again) == journal(plain)
+    assert again.read_samples() == samples
+    for name, tensor in weights(plain).items():
+        assert torch.equal(weights(again)[name], tensor), name
+
+
 def test_the_verdict_takes_the_policies_there_are(whole):
     results = whole.stages()["evaluate"].manifest().results
     assert results["policies"] == ["sft", "reinforce", "online_dpo"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nplus.batches import GroupRollout, Objective, ReinforceBatch
+from nplus.batches import GroupRollout, Objective, ReinforceBatch, Rollout
 from nplus.config import GroupConfig, ReinforceConfig
 from nplus.metrics import Mean, Metric, Sum
 from nplus.ops.groups import (
@@ -19,7 +19,7 @@ from nplus.ops.groups import (
 from nplus.ops.kl import kl_per_token
 from nplus.ops.losses import ppo_policy_loss
 from nplus.ops.masking import masked_moments, whiten
-from nplus.ops.policy import aggregated, aggregation_count, log_ratios
+from nplus.ops.policy import aggregated, aggregation_count, importance_weights, log_ratios
 from nplus.ops.returns import missing_eos
 
 
@@ -89,6 +89,9 @@ def credit(
         "groups/equal": Mean.of(equal_Q),
         "groups/dropped": Sum(float(equal_Q.sum()) if cfg.dynamic_sampling else 0.0),
     }
+    if cfg.max_staleness and cfg.importance != "none":
+        advantages_BR, told = corrected(advantages_BR, rollout, cfg)
+        metrics |= told
     in_loss_BR = mask_BR
     if cfg.mask_truncated_completions:
         in_loss_BR = mask_BR & rollout.has_eos_B.unsqueeze(1)
@@ -104,6 +107,27 @@ def credit(
         kl_coef_B=torch.full_like(rewards_B, kl_coef, dtype=torch.float64),
     )
     return (batch if bool(kept_B.all()) else batch.rows(kept_B)), metrics
+
+
+def corrected(
+    advantages_BR: Tensor, rollout: Rollout, cfg: ReinforceConfig
+) -> tuple[Tensor, dict[str, Metric]]:
+    """The advantages times the bounded importance weights of the policy before the update over the
+    one that sampled.
+
+    The clip is around the former, as in decoupled PPO (Hilton et al. 2021, 2110.00641).
+    The clipped loss of w * A is w times that of A, for w >= 0.
+    """
+    generation = rollout.generation
+    mask_BR = generation.response_mask_BR
+    level_BR = log_ratios(rollout.logprobs_BR, generation.logprobs_BR, mask_BR, level=cfg.ratio)
+    weights_BR, bounded_BR = importance_weights(
+        level_BR, mask_BR, bound=cfg.importance, cap=cfg.importance_cap
+    )
+    return advantages_BR * weights_BR, {
+        "val/importance": Mean.of(weights_BR, mask_BR),
+        "val/importance_bounded": Mean.of(bounded_BR, mask_BR),
+    }
 
 
 def _per_token(

@@ -39,6 +39,7 @@ class Generation(Batch):
     logprobs_BR: Tensor
     """The sampler's tempered log-probs of the sampled tokens (Details E5, E6)."""
     policy_version: int = 0
+    """Updates that its weights have had."""
 
     def __post_init__(self) -> None:
         shape = self.tokens_BR.shape

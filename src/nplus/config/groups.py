@@ -33,6 +33,10 @@ class GroupConfig(Config):
     """Rows of one generation or scoring forward."""
     reshuffle: bool = True
     """A new order of the prompts at each pass over them (Detail E2)."""
+    max_staleness: int = Field(0, ge=0)
+    """Updates that the weights have gone on for since they drew the responses of an update: 0
+    draws, then trains; from 1 on the next responses are drawn while these are trained on. Exactly
+    so many, but fewer at the start, so that a run repeats itself."""
     optim: OptimConfig = OptimConfig(lr_scheduler_type="linear")
     sampling: SamplingConfig = SamplingConfig()
     """Rollout sampling (details E4, E5)."""
@@ -60,7 +64,7 @@ class GroupConfig(Config):
     @model_validator(mode="after")
     def _divides(self) -> Self:
         require_plan(self)
-        for why in sampler_contradictions(self):
+        for why in (*sampler_contradictions(self), *staleness_contradictions(self)):
             raise ValueError(why)
         return self
 
@@ -116,3 +120,15 @@ def sampler_contradictions(cfg: GroupConfig) -> list[str]:
             "set old_logprobs=trainer"
         )
     return found
+
+
+def staleness_contradictions(cfg: GroupConfig) -> list[str]:
+    """A staleness that no update could come to, with the mend."""
+    updates = cfg.total_episodes // cfg.batch_size
+    if cfg.max_staleness < max(updates, 1):
+        return []
+    return [
+        f"max_staleness={cfg.max_staleness} with {updates} update{'s'[: updates > 1]} "
+        "(total_episodes // batch_size): all responses would be the first weights'; lower it, or "
+        "raise total_episodes"
+    ]

@@ -290,6 +290,8 @@ def _groups(cfg: RunConfig, stage: GroupConfig, shape: Shape, world_size: int) -
     kept = _kept(cfg, shape, rows=rows, tokens=tokens, logits=columns, precision=precision)
     states = _trained(cfg, shape.parameters, precision, world_size)
     kept *= _processes(cfg)
+    if stage.max_staleness:
+        states["snapshots"] = float(stage.max_staleness * shape.parameters * precision.stored)
     return _with_rollouts(stage, shape, states, kept, tokens, precision, world_size)
 
 

@@ -59,6 +59,14 @@ class ReinforceConfig(GroupConfig):
     aggregation: Literal["sequence", "token", "constant", "sequence_sum"] = "sequence"
     """What the loss divides by: tokens of the response, then responses; all tokens of the
     minibatch (DAPO); responses times `sampling.response_length` (Dr. GRPO); responses alone."""
+    importance: Literal["none", "truncate", "mask"] = "truncate"
+    """Of responses that older weights drew (`max_staleness`): each advantage is multiplied by the
+    probability ratio, at the level of `ratio`, of the policy before the update and the one that
+    drew, bounded by `importance_cap` (`truncate`, TIS), or where it is beyond `importance_cap` or 1
+    over it by 0 (`mask`, MIS). `none` takes them for fresh. With `old_logprobs=sampler` the clipped
+    ratio is that of new policy and sampler, and there is nothing left to correct."""
+    importance_cap: float = Field(2.0, gt=1)
+    """C: the largest importance weight."""
     cliprange: float = Field(0.2, gt=0)
     """Ratio clip."""
     cliprange_high: float | None = Field(None, gt=0)
@@ -137,6 +145,13 @@ def contradictions(cfg: ReinforceConfig) -> list[str]:
         found.append(
             f"kl_credit=to_go with ratio={cfg.ratio}: tokens have advantages of their own, a "
             "response one ratio; set kl_credit=sequence, or ratio=token"
+        )
+    weighed = cfg.max_staleness and cfg.importance != "none" and cfg.old_logprobs == "trainer"
+    if weighed and "old" not in cfg.tempered:
+        found.append(
+            f"tempered without old and max_staleness={cfg.max_staleness}: the sampler's log-probs "
+            "are tempered, and importance weights would set them against others; give old back to "
+            "tempered, or set importance=none"
         )
     if cfg.signal == "preference" and cfg.baseline == "greedy":
         found.append(

@@ -43,6 +43,34 @@ def log_ratios(
     return RATIOS[level](log_ratio_BR, mask_BR).masked_fill(~mask_BR, 0.0)
 
 
+def truncated(weights_BR: Tensor, cap: float) -> Tensor:
+    """`min(w, C)` (Espeholt et al. 2018, IMPALA; Ionides 2008)."""
+    return weights_BR.clamp(max=cap)
+
+
+def within(weights_BR: Tensor, cap: float) -> Tensor:
+    """`w` where `1 / C <= w <= C`, elsewhere 0."""
+    return weights_BR.masked_fill((weights_BR > cap) | (weights_BR * cap < 1.0), 0.0)
+
+
+BOUNDS: dict[str, Callable[[Tensor, float], Tensor]] = {"truncate": truncated, "mask": within}
+
+
+def importance_weights(
+    log_ratio_BR: Tensor, mask_BR: Tensor, *, bound: str, cap: float
+) -> tuple[Tensor, Tensor]:
+    """`weights_BR, bounded_BR`: the ratio as a weight, bounded by an entry of `BOUNDS`, and where
+    the bound took hold; outside the mask 1 and False. Without gradient.
+
+    Raises ValueError for an unknown bound.
+    """
+    if bound not in BOUNDS:
+        raise ValueError(f"unknown bound {bound!r}; known: {sorted(BOUNDS)}")
+    ratio_BR = log_ratio_BR.detach().masked_fill(~mask_BR, 0.0).exp()
+    weights_BR = BOUNDS[bound](ratio_BR, cap)
+    return weights_BR, weights_BR != ratio_BR
+
+
 AGGREGATIONS = ("sequence", "token", "constant", "sequence_sum")
 """`sequence`: mean over a response's tokens, then over responses; `token`: over all tokens;
 `constant`: over responses times a fixed width; `sequence_sum`: sums of responses, averaged."""

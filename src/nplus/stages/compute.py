@@ -54,11 +54,16 @@ def forward_precision(device: torch.device, autocast: str) -> AbstractContextMan
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def in_halves(cfg: ComputeConfig, device: torch.device, model: ModelConfig, work: float) -> bool:
-    """Whether two processes share `work`, tokens of a step times parameters: on a CPU with threads
-    for both, where there is enough of it and a forward draws nothing."""
+def side_by_side(cfg: ComputeConfig, device: torch.device) -> bool:
+    """Whether a second process may compute beside this one: on a CPU with threads for both."""
     on_cpu = device.type == "cpu" and torch.get_num_threads() > 1 and CAN_FORK
-    return bool(cfg.side_by_side) and on_cpu and not model.dropout and work >= WORTH_SHARING
+    return bool(cfg.side_by_side) and on_cpu
+
+
+def in_halves(cfg: ComputeConfig, device: torch.device, model: ModelConfig, work: float) -> bool:
+    """Whether two processes share `work`, tokens of a step times parameters: where there may be
+    two, enough of it, and a forward draws nothing."""
+    return side_by_side(cfg, device) and not model.dropout and work >= WORTH_SHARING
 
 
 def for_training(network: PreTrainedModel, cfg: RunConfig) -> None:

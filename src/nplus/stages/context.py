@@ -119,8 +119,9 @@ class Context:
         if self.topology.leads:
             model.save(path, self.codec.tokenizer)
 
-    def engine(self, model: PreTrainedModel) -> KVEngine:
-        return KVEngine(model, eos_id=self.codec.eos_id, pad_id=self.codec.pad_id)
+    def engine(self, model: PreTrainedModel, version: int = 0) -> KVEngine:
+        """Samples from `model`, whose weights have had `version` updates."""
+        return KVEngine(model, eos_id=self.codec.eos_id, pad_id=self.codec.pad_id, version=version)
 
     @contextmanager
     def progress(self, stage: str, total: int, unit: str = "step") -> Iterator[Ticker]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from nplus.engines.protocol import Engine
 from nplus.models.scalar import ScalarModel
 from nplus.ops.responses import contains_eos
 from nplus.records import Demonstration
-from nplus.rollout import collect, generate, scored, trimmed, untruncated
+from nplus.rollout import collect, generate, scored, trimmed, untruncated, with_logprobs
 from nplus.stages.context import Context
 from nplus.stages.drawing import noise, prompts_at
 from nplus.stages.spread import over_ranks
@@ -45,6 +45,10 @@ class Groups:
     policy: PreTrainedModel
     reference: PreTrainedModel
     reward_model: ScalarModel
+    staleness: int = 0
+    """Updates from the weights of `policy` to those that will be trained on what it draws; fewer
+    where there were none yet. Where there are some, the sampler's log-probs are the only ones:
+    `at_update` adds the trainer's."""
 
     def gather(
         self,
@@ -61,7 +65,7 @@ class Groups:
         numbers = range(cfg.num_generations)
         noise_BR = noise(ctx.seed, name, keys, cfg.sampling, numbers)
         rollout = collect(
-            ctx.engine(self.policy),
+            ctx.engine(self.policy, version=max(0, step - self.staleness)),
             prompts,
             cfg.sampling,
             noise_BR.to(ctx.device),
@@ -70,7 +74,7 @@ class Groups:
             score=ctx.score_fn(self.reward_model, posts),
             eos_id=ctx.codec.eos_id,
             size=cfg.rollout_micro_batch_size,
-            old_logprobs=cfg.old_logprobs,
+            old_logprobs="sampler" if self.staleness else cfg.old_logprobs,
             tempered=cfg.tempered,
             stop_token=cfg.stop_token,
             positions=ctx.config.model.positions,
@@ -88,6 +92,25 @@ class Groups:
         """The same of all processes, in each; a prompt's responses are drawn in one."""
         each = self.cfg.num_generations
         return over_ranks(self.gather, posts, step, beside, on_part, self.ctx, each=each)
+
+    def at_update(self, grouped: GroupRollout) -> GroupRollout:
+        """What older weights drew, with the log-probs that `policy` gives it now where they are to
+        be the trainer's (Detail E6)."""
+        cfg, ranks = self.cfg, self.ctx.topology
+        if cfg.old_logprobs == "sampler":
+            return grouped
+        rollout = grouped.rollout
+        places = [torch.arange(rank, len(rollout), ranks.world) for rank in range(ranks.world)]
+        own = with_logprobs(
+            rollout.rows(places[ranks.rank]),
+            self.policy,
+            temperature=cfg.sampling.temperature if "old" in cfg.tempered else None,
+            size=cfg.rollout_micro_batch_size,
+            positions=self.ctx.config.model.positions,
+        )
+        parts = ranks.collectives.gather(own.logprobs_BR.to("cpu"))
+        logprobs_BR = torch.cat(parts)[torch.cat(places).argsort()].to(self.ctx.device)
+        return replace(grouped, rollout=replace(rollout, logprobs_BR=logprobs_BR))
 
     def _repeated(self, posts: list[Demonstration]) -> PromptBatch:
         """[B, P]: each prompt as often as it is answered; the engine reads it once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration
 from nplus.rollout import texts
 from nplus.runs import StageDir
+from nplus.stages.ahead import Ahead
 from nplus.stages.compute import for_training, in_halves, seed_dropout
 from nplus.stages.context import Clock, Context
 from nplus.stages.experience import readable
@@ -70,6 +72,8 @@ class Trainer(Generic[Micro]):
     optimizer: Optimizer
     kl: KLController | None
     gold: Gold | None
+    ahead: Ahead | None = None
+    """Draws from older weights; None where each rollout is drawn from those it is trained on."""
     beside: Beside[Micro] | None = None
     considered: bool = False
     """Whether it has been looked at if two processes pay."""
@@ -89,7 +93,7 @@ class Trainer(Generic[Micro]):
     ) -> Self:
         """Before the first update; the reference and the reward model are frozen."""
         for_training(policy, ctx.config)
-        return cls(
+        found = cls(
             ctx=ctx,
             method=method,
             plan=batch_plan(method.cfg),
@@ -101,6 +105,9 @@ class Trainer(Generic[Micro]):
             kl=method.controller(),
             gold=gold,
         )
+        if method.cfg.max_staleness:
+            found.ahead = Ahead(found.groups(), posts, found.plan.updates)
+        return found
 
     @property
     def cfg(self) -> GroupConfig:
@@ -112,10 +119,17 @@ class Trainer(Generic[Micro]):
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """What checkpoints hold beside the optimiser."""
-        return {"policy": self.policy, **({} if self.kl is None else {"kl": self.kl})}
+        found: dict[str, torch.nn.Module] = {"policy": self.policy}
+        if self.kl is not None:
+            found["kl"] = self.kl
+        if self.ahead is not None:
+            found["snapshots"] = self.ahead.snapshots
+        return found
 
     def close(self) -> None:
         """End the process that shares the work, if there is one."""
+        if self.ahead is not None:
+            self.ahead.close()
         if self.beside is not None:
             self.beside.partner.close()
             self.beside, self.considered = None, False
@@ -138,9 +152,29 @@ class Trainer(Generic[Micro]):
         clock = Clock()
         seed_dropout(ctx.config.model, ctx.seed, cfg.stage, step, ctx.topology.rank)
         prompts = prompts_of(self.posts, cfg, ctx, step)
-        if not self.considered:
-            self._share()
-        grouped = self.groups().gather_over_ranks(prompts, step, self.beside, clock.lap)
+        if self.ahead is None:
+            if not self.considered:
+                self._share()
+            grouped = self.groups().gather_over_ranks(prompts, step, self.beside, clock.lap)
+            updated = self._learn(grouped, prompts, step, clock)
+        else:
+            stale = self.ahead.take(step)
+            clock.lap("rollout")
+
+            def learn() -> Updated:
+                return self._learn(self.groups().at_update(stale), prompts, step, clock)
+
+            updated = self.ahead.beside(learn, step)
+        clock.lap("update")
+        tokens = float(updated.rollout.generation.response_mask_BR.sum())
+        updated.metrics["tokens_per_second"] = tokens / clock.total
+        return updated
+
+    def _learn(
+        self, grouped: GroupRollout, prompts: list[Demonstration], step: int, clock: Clock
+    ) -> Updated:
+        """Credit and train: what an update makes of its rollout."""
+        ctx, cfg = self.ctx, self.cfg
         rollout: Rollout = grouped.rollout
         posts = [post for post in prompts for _ in range(cfg.num_generations)]
         responses = texts(rollout.generation, ctx.codec.decode_response)
@@ -160,12 +194,10 @@ class Trainer(Generic[Micro]):
         found = {
             **values(metrics),
             **self.train_on(minibatches, step),
+            "val/staleness": float(step - rollout.generation.policy_version),
             "lr": lr,
             "episode": (step + 1) * cfg.batch_size,
         }
-        clock.lap("update")
-        tokens = float(rollout.generation.response_mask_BR.sum())
-        found["tokens_per_second"] = tokens / clock.total
         if self.kl is not None:
             found["objective/kl_coef"] = price
             self.kl.observe(found["objective/kl"], cfg.batch_size)
@@ -231,7 +263,9 @@ def run(where: StageDir, ctx: Context, trainer: Trainer[Any]) -> dict[str, Any]:
             ctx.watch.update(where, step + 1, trainer, found, stage)
             if step % cfg.sample_steps == 0 or step == updates - 1:
                 rows = readable(found.rollout, found.responses, found.posts)
-                where.write_samples(step + 1, rows)
+                version = found.rollout.generation.policy_version
+                told = {"policy_version": version, "staleness": step - version}
+                where.write_samples(step + 1, [row | told for row in rows])
             kl = found.metrics["objective/kl"]
             bar.tick(
                 reward=found.metrics["objective/scores"],
@@ -241,4 +275,10 @@ def run(where: StageDir, ctx: Context, trainer: Trainer[Any]) -> dict[str, Any]:
             check_kl(kl, cfg.target_kl_stop, step, stage)
             keeper.after(step + 1)
     ctx.keep(trainer.policy, where.model)
-    return {"updates": updates, **verdict(where)}
+    return {"updates": updates, "staleness": staleness(where), **verdict(where)}
+
+
+def staleness(where: StageDir) -> dict[str, float]:
+    """Of all responses that the stage has trained on."""
+    found = [row["metrics"]["val/staleness"] for row in where.journal_rows()]
+    return {"mean": statistics.fmean(found), "max": max(found)}

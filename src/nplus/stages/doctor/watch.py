@@ -33,7 +33,6 @@ from nplus.stages.doctor.text import ROWS, text_findings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from nplus.batches import Rollout
     from nplus.models.scalar import ScalarModel
     from nplus.stages.context import Context
     from nplus.stages.ppo import Updated
@@ -105,7 +104,7 @@ class Watch:
         first = where.path not in self._curves
         self.step(stage, where, step, updated.metrics)
         if first:
-            self._tell(where, stage, step, self._networks(trainer, updated.rollout))
+            self._tell(where, stage, step, self._networks(trainer, updated))
 
     # --- what is looked at ----------------------------------------------------------------------
 
@@ -124,9 +123,9 @@ class Watch:
             rows = ctx.data.demonstrations("train")[:ROWS]
             self._tell_before(where, name, text_findings(ctx.codec, rows, config))
 
-    def _networks(self, trainer: Online, rollout: Rollout) -> Iterator[Finding]:
+    def _networks(self, trainer: Online, updated: Updated) -> Iterator[Finding]:
         """Of an online stage's networks, on rows that they have just answered."""
-        ctx = trainer.ctx
+        ctx, rollout = trainer.ctx, updated.rollout
         precision = precision_of(ctx.config)
         pad_id, generation = ctx.codec.pad_id, rollout.generation
         rows = sampled_rows(generation)
@@ -141,7 +140,8 @@ class Watch:
         if (critic := getattr(trainer, "critic", None)) is not None:
             networks["the critic"] = critic
         looked = (
-            sampler_gap(rollout, precision),
+            # Older weights' log-probs may differ from the trainer's.
+            None if updated.metrics.get("val/staleness") else sampler_gap(rollout, precision),
             active_dropout(networks),
             shifted_positions(trainer.policy, row_T, width, pad_id=pad_id, precision=precision),
             score_invariance(trainer.reward_model, rows, pad_id=pad_id, precision=precision),
