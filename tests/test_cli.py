@@ -91,7 +91,7 @@ def test_the_options_of_a_command_stay_a_handful():
         "report": set(),
         "details": {"--run"},
         "doctor": {"--set", "--config", "--json"},
-        "evaluate": {"--against"},
+        "evaluate": {"--against", "--sections", "--with"},
         "ablate": {"--seeds", "--jobs", "--out", "--recipe", "--flip", "--set", "--config"},
         "scale": {"--sizes", "--seeds", "--jobs", "--out", "--set", "--config"},
         "data": set(),
