@@ -50,8 +50,11 @@ class ReinforceConfig(GroupConfig):
     """Leave responses without EOS out of the loss (DAPO's overlong filtering); their rewards still
     count in the group."""
     dynamic_sampling: bool = False
-    """Leave out groups whose shaped scores are all equal (DAPO, section 3.2; no others are drawn in
-    their place)."""
+    """Leave out groups whose shaped scores are all equal (DAPO, section 3.2)."""
+    dynamic_sampling_max: int = Field(1, ge=1)
+    """Draws of an update at most: where groups were left out, as many further prompts are drawn
+    from, again and again until the batch is full or so many draws were made (DAPO has no bound).
+    1 draws nothing in their place."""
 
     ratio: Literal["token", "sequence", "sequence_mean"] = "sequence"
     """The probability ratio of new and old policy: of each token, of the response (RLOO), or its
@@ -122,6 +125,12 @@ def contradictions(cfg: ReinforceConfig) -> list[str]:
             "num_generations=2 or more"
             for one in alone
         ]
+    if cfg.dynamic_sampling_max > 1 and not cfg.dynamic_sampling:
+        found.append(
+            f"dynamic_sampling_max={cfg.dynamic_sampling_max} with dynamic_sampling=false: no "
+            "group is left out that another could replace; set dynamic_sampling=true, or "
+            "dynamic_sampling_max=1"
+        )
     if cfg.ratio != "token" and cfg.aggregation != "sequence":
         found.append(
             f"ratio={cfg.ratio} with aggregation={cfg.aggregation}: a response has one ratio, that "

@@ -25,6 +25,7 @@ from nplus.stages.experience import readable
 from nplus.stages.groups import Groups, prompts_of
 from nplus.stages.keeping import Keeper
 from nplus.stages.ppo import Updated, check_kl, verdict
+from nplus.stages.refill import refilled
 from nplus.stages.scorers import Gold
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import Beside, NonFiniteLossError, update
@@ -141,6 +142,7 @@ class Trainer(Generic[Micro]):
         if not self.considered:
             self._share()
         grouped = self.groups().gather_over_ranks(prompts, step, self.beside, clock.lap)
+        prompts, grouped = refilled(self.groups(), self.posts, prompts, grouped, step, self.beside)
         rollout: Rollout = grouped.rollout
         posts = [post for post in prompts for _ in range(cfg.num_generations)]
         responses = texts(rollout.generation, ctx.codec.decode_response)
