@@ -117,6 +117,7 @@ def _record(row: RawComparison, query: str, split: str) -> Comparison:
         batch=row.batch,
         split=split,
         confidence=row.confidence,
+        margin=row.margin,
     )
 
 

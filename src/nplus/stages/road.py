@@ -53,7 +53,7 @@ from nplus.stages.systems import POLICIES
 from nplus.stages.tuning.settle import Settled, settle
 
 VERSIONS = {
-    "data": 3,
+    "data": 4,
     "pretrain": 2,
     "sft": 1,
     "sample": 1,

@@ -17,7 +17,8 @@ from nplus.config.run import reward_stages
 from nplus.data.comparisons import within_limits
 from nplus.data.conversations import preference
 from nplus.data.files import rows_of
-from nplus.data.sources import RawComparison, comparison, name_of
+from nplus.data.labels import name_of
+from nplus.data.sources import RawComparison, comparison
 from nplus.evaluation.accuracy import margin_records
 from nplus.evaluation.sections import section_of, section_report
 from nplus.records import Comparison, InputError, RowError, write_records
