@@ -291,6 +291,28 @@ def test_evaluate_against_hands_over_and_shows_where(road, monkeypatch, tmp_path
     assert "not a run directory" in refused("evaluate", "nowhere", "--against", "theirs.jsonl")
 
 
+@pytest.mark.parametrize("scorer", [None, "preference"])
+def test_evaluate_sections_hands_over_and_shows_where(road, monkeypatch, scorer):
+    given = []
+
+    def score(root, file, scorer, console):
+        given.append((root.path.name, file.name, scorer))
+        return root.sections("b" * 64)
+
+    sections, shown = (ModuleType(f"nplus.{n}.sections") for n in ("stages", "report"))
+    sections.score, shown.scored = score, lambda where: "Chat 98.60"
+    for module in (sections, shown):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    RunRoot(Path("r")).write_index("toy", {}, {})
+    asked = ["--with", scorer] if scorer else []
+    result = call("evaluate", "r", "--sections", "pairs.jsonl", *asked)
+    assert result.exit_code == 0, result.output
+    assert given == [("r", "pairs.jsonl", scorer or "reward")]
+    assert "Chat 98.60" in result.stdout
+    assert "kept in: r/sections-bbbbbbbb" in result.stdout
+    assert call("evaluate", "r", "--sections", "x", "--with", "gold").exit_code == 2
+
+
 def test_evaluate_refuses_bad_completions_with_exit_code_2(tmp_path):
     RunRoot(Path("r")).write_index("toy", {}, {})
     assert "no such file" in refused("evaluate", "r", "--against", "none.jsonl")

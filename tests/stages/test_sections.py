@@ -77,6 +77,21 @@ def test_every_scorer_scores_as_its_own_model(trained, rows, tmp_path):
         assert found["preference"][name] == pytest.approx(2 * p - 1, abs=2e-2)
 
 
+def test_an_ensemble_may_count_its_worst_member(trained, rows, tmp_path, monkeypatch):
+    file = write(tmp_path / "pairs.jsonl", rows)
+    mean = score(trained, file, "ensemble", QUIET)
+    first = margins_of(score(trained, file, "reward", QUIET))
+    monkeypatch.setattr("nplus.stages.sections.aggregate_of", lambda config: "min")
+    worst = score(trained, file, "ensemble", QUIET)
+    assert worst.path != mean.path
+    assert margins_of(worst) != margins_of(mean)
+    # min(a1, a2) - min(b1, b2) lies between a1 - b1 and a2 - b2.
+    for id, margin in margins_of(worst).items():
+        second = 2 * margins_of(mean)[id] - first[id]
+        low, high = sorted((first[id], second))
+        assert low - 1e-6 <= margin <= high + 1e-6
+
+
 @pytest.mark.parametrize("name", SCORERS)
 def test_figures_are_those_of_the_margins(trained, rows, tmp_path, name):
     where = score(trained, write(tmp_path / "pairs.jsonl", rows), name, QUIET)
@@ -141,5 +156,5 @@ def test_parquet_and_the_table(trained, rows, tmp_path):
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(scored(where))
     text = console.export_text()
-    for part in ("Safety (not all of it)", "donotanswer", "136", "The total is without Chat"):
+    for part in ("Safety (part)", "donotanswer", "136", "The total is without Chat"):
         assert part in text

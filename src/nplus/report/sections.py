@@ -28,7 +28,7 @@ def _blocks(results: Row) -> Iterator[RenderableType]:
     subsets = results.get("subsets") or ()
     for section in results.get("sections") or ():
         name, missing = section.get("name"), section.get("missing")
-        short = " (not all of it)" if missing else ""
+        short = " (part)" if missing else ""
         score = Text(span(section, "accuracy"), style="bold")
         table.add_row(Text(f"{name}{short}"), "", score, plain(section.get("n"), 0), "", "")
         for one in (row for row in subsets if row.get("section") == name):

@@ -88,6 +88,11 @@ def stages_of(scorer: str, config: RunConfig) -> tuple[str, ...]:
     return reward_stages(config.reward)
 
 
+def aggregate_of(config: RunConfig) -> str:
+    """What an ensemble's scores come to: as in the online loop, the mean without one."""
+    return "mean" if config.online is None else config.online.aggregate
+
+
 def score(root: RunRoot, file: Path, scorer: str, console: Console) -> StageDir:
     """Score the file's comparisons by the run's own model; the same again changes nothing.
 
@@ -107,7 +112,8 @@ def score(root: RunRoot, file: Path, scorer: str, console: Console) -> StageDir:
             )
     asked = read_sections(file, ctx.config)
     keys = {name: done.key for name in names if (done := ctx.dirs[name].manifest())}
-    key = key_of("sections", VERSION, scorer, file.name, content_hash(file), *keys.values())
+    told = {"with": scorer, "aggregate": aggregate_of(ctx.config) if len(names) > 1 else None}
+    key = key_of("sections", VERSION, told, file.name, content_hash(file), *keys.values())
     where = root.sections(key)
     if where.complete(key):
         return where
@@ -118,7 +124,7 @@ def score(root: RunRoot, file: Path, scorer: str, console: Console) -> StageDir:
         stage="sections",
         key=key,
         status="complete",
-        config={"with": scorer},
+        config=told,
         seed=ctx.seed,
         inputs=(rows, *models),
         device=str(ctx.device),
@@ -156,8 +162,7 @@ def _scorer(names: Sequence[str], ctx: Context) -> tuple[Margins, int | None]:
     models = [ctx.scalar(ctx.dirs[name].model).eval() for name in names]
     shared = ctx.config.reward.layout == "shared"
     members = [RewardScorer(model, ctx.codec, shared=shared) for model in models]
-    online = ctx.config.online
-    together = min if online is not None and online.aggregate == "min" else fmean
+    together = min if aggregate_of(ctx.config) == "min" else fmean
 
     def of(rows: Sequence[Comparison]) -> list[float]:
         scores_MN2 = [member.pairs(rows) for member in members]
