@@ -91,7 +91,7 @@ def test_the_options_of_a_command_stay_a_handful():
         "report": set(),
         "details": {"--run"},
         "doctor": {"--set", "--config", "--json"},
-        "evaluate": {"--against"},
+        "evaluate": {"--against", "--sections", "--with"},
         "ablate": {"--seeds", "--jobs", "--out", "--recipe", "--flip", "--set", "--config"},
         "scale": {"--sizes", "--seeds", "--jobs", "--out", "--set", "--config"},
         "data": set(),
@@ -329,6 +329,28 @@ def test_evaluate_against_hands_over_and_shows_where(road, monkeypatch, tmp_path
     for part in ("PPO wins against them", "kept in: r/against-aaaaaaaa", "report: r/report.html"):
         assert part in result.stdout
     assert "not a run directory" in refused("evaluate", "nowhere", "--against", "theirs.jsonl")
+
+
+@pytest.mark.parametrize("scorer", [None, "preference"])
+def test_evaluate_sections_hands_over_and_shows_where(road, monkeypatch, scorer):
+    given = []
+
+    def score(root, file, scorer, console):
+        given.append((root.path.name, file.name, scorer))
+        return root.sections("b" * 64)
+
+    sections, shown = (ModuleType(f"nplus.{n}.sections") for n in ("stages", "report"))
+    sections.score, shown.scored = score, lambda where: "Chat 98.60"
+    for module in (sections, shown):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    RunRoot(Path("r")).write_index("toy", {}, {})
+    asked = ["--with", scorer] if scorer else []
+    result = call("evaluate", "r", "--sections", "pairs.jsonl", *asked)
+    assert result.exit_code == 0, result.output
+    assert given == [("r", "pairs.jsonl", scorer or "reward")]
+    assert "Chat 98.60" in result.stdout
+    assert "kept in: r/sections-bbbbbbbb" in result.stdout
+    assert call("evaluate", "r", "--sections", "x", "--with", "gold").exit_code == 2
 
 
 def test_evaluate_refuses_bad_completions_with_exit_code_2(tmp_path):

@@ -14,6 +14,7 @@ from nplus.stats import (
     matched_win_rate,
     mean_difference,
     newcombe,
+    weighted_rate,
     wilson,
     win_rate,
     win_rate_of_scores,
@@ -52,6 +53,33 @@ def test_newcombe_against_the_examples_of_the_paper():
 def test_newcombe_is_antisymmetric():
     one, other = newcombe(5, 10, 2, 9), newcombe(2, 9, 5, 10)
     assert one == pytest.approx((-other.value, -other.high, -other.low))
+
+
+def test_weighted_rates_against_the_examples_of_newcombe():
+    # p - q = 2 (p + (1 - q)) / 2 - 1: a mean of two rates is a difference in other units.
+    for (s1, n1, s2, n2), low, high in [
+        ((56, 70, 48, 80), 0.0524, 0.3339),
+        ((9, 10, 3, 10), 0.1705, 0.8090),
+        ((10, 10, 0, 20), 0.6791, 1.0),
+    ]:
+        mine = weighted_rate([(3.0, s1, n1), (3.0, n2 - s2, n2)])
+        assert mine.value == pytest.approx((s1 / n1 - s2 / n2 + 1) / 2)
+        assert mine[1:] == pytest.approx(((low + 1) / 2, (high + 1) / 2), abs=3e-5)
+
+
+def test_weighted_rate_of_one_is_wilson():
+    assert weighted_rate([(7.0, 3, 10)]) == pytest.approx(wilson(3, 10))
+
+
+def test_weighted_rate_covers():
+    rates, sizes, weights = (0.9, 0.6, 0.75), (30, 134, 46), (2.0, 1.0, 1.0)
+    truth = (2 * 0.9 + 0.6 + 0.75) / 4
+    rng, inside = np.random.default_rng(3), 0
+    for _ in range(2000):
+        drawn = [int(rng.binomial(n, p)) for n, p in zip(sizes, rates, strict=True)]
+        found = weighted_rate(list(zip(weights, drawn, sizes, strict=True)))
+        inside += found.low <= truth <= found.high
+    assert 0.935 < inside / 2000 < 0.97
 
 
 def test_bootstrap_mean_is_near_the_normal_interval_and_repeats():

@@ -302,6 +302,11 @@ METRICS = (
         "score",
         "Mean over prompts of the best response's penalised score less the worst's.",
     ),
+    _reinforce(
+        "groups/drawn",
+        "groups",
+        "Prompts of the update's draws, with `dynamic_sampling_max` over 1.",
+    ),
     _groups(
         "groups/dropped",
         "groups",

@@ -82,6 +82,20 @@ def newcombe(s1: float, n1: float, s2: float, n2: float, level: float = 0.95) ->
     return Interval(difference, difference - down, difference + up)
 
 
+def weighted_rate(parts: Sequence[tuple[float, float, float]], level: float = 0.95) -> Interval:
+    """`sum(w * s / n) / sum(w)` over independent samples `(w, s, n)`; a weight is positive.
+
+    Distances to the score bounds add as standard errors do: Wilson's interval for one sample
+    (Zou, Huang and Zhang 2009; `newcombe` is the same for a difference). NaN if some n is 0.
+    """
+    whole = math.fsum(w for w, _, _ in parts)
+    rates = [(w / whole, wilson(s, n, level)) for w, s, n in parts]
+    value = math.fsum(w * rate.value for w, rate in rates)
+    down = math.hypot(*(w * (rate.value - rate.low) for w, rate in rates))
+    up = math.hypot(*(w * (rate.high - rate.value) for w, rate in rates))
+    return Interval(value, value - down, value + up)
+
+
 def bootstrap_mean(
     values: ArrayLike, seed: int, level: float = 0.95, draws: int = 10_000
 ) -> Interval:

@@ -242,6 +242,22 @@ def test_the_level_is_told(kind):
     assert found.metrics["rewards/level"].value == 0.25
 
 
+def test_ktos_weights_reach_the_loss():
+    batch = pair_batch(ROWS[:1], pad_id=PAD)
+    shared = {"level": torch.zeros(1)}
+
+    def loss(**weights):
+        cfg = DPOConfig(loss_type="kto", **weights)
+        return float(
+            preference.objective(POLICY, REFERENCE, batch, cfg, shared).terms["train"][1].sum
+        )
+
+    plain, wanted, unwanted = loss(), loss(desirable_weight=2.0), loss(undesirable_weight=3.0)
+    # The losses of the two responses, and their sum.
+    assert (wanted - plain) + (unwanted - plain) / 2 == pytest.approx(plain)
+    assert wanted != unwanted
+
+
 def test_the_running_mean_counts_every_reward_once():
     mean = preference.RunningMean()
     assert mean.with_(6.0, 4.0) == 1.5

@@ -51,6 +51,7 @@ def test_every_loss_can_be_chosen(kind):
         ({"loss_type": "simpo", "dpop_lambda": 5.0}, ("dpop_lambda=5.0", "set dpop_lambda=0.0")),
         ({"simpo_gamma_ratio": 1.0}, ("simpo_gamma_ratio=1.0", "only simpo")),
         ({"margin_scale": 2.0}, ("margin_scale=2.0", "soft_tv")),
+        ({"undesirable_weight": 2.0}, ("undesirable_weight=2.0", "only kto")),
         ({"f_alpha": 0.5}, ("f_alpha=0.5", "f_divergence=reverse_kl", "f_divergence=alpha")),
         ({"rpo_nll": "sum"}, ("rpo_nll=sum", "rpo_alpha=None", "as in rpo_alpha=1.0")),
         ({"xpo_policy": "sft"}, ("xpo_policy=sft", "xpo_alpha=0.0", "as in xpo_alpha=1e-05")),
@@ -84,6 +85,7 @@ def test_settings_that_contradict_each_other(settings, parts):
         {"loss_type": "orpo", "rpo_nll": "token"},
         {"loss_type": "cpo", "rpo_alpha": 0.0, "label_smoothing": 0.1},
         {"loss_type": "soft_kl", "margin_scale": 3.0, "f_divergence": "js"},
+        {"loss_type": "kto", "desirable_weight": 1.3, "undesirable_weight": 0.5},
         {"loss_type": "exo_pair", "label_smoothing": 0.2, "ref_logprobs": "cached"},
     ],
 )

@@ -117,6 +117,11 @@ def test_ppo_may_be_left_out():
     [
         (["algorithm=ppo"], "reinforce.algorithm='ppo': must be 'rloo'"),
         (["algorithm=rloo", "num_generations=1"], "num_generations=1 with baseline=leave_one_out"),
+        (["dynamic_sampling_max=2"], "dynamic_sampling_max=2 with dynamic_sampling=false"),
+        (
+            ["dynamic_sampling=true", "dynamic_sampling_max=2", "max_staleness=1"],
+            "dynamic_sampling_max=2 with max_staleness=1",
+        ),
         (["algorithm=grpo", "num_generations=7"], "batch_size=64 is not a multiple of num_gen"),
         (["algorithm=grpo", "baseline=none", "num_generations=1"], "with scale=group_std"),
         (["algorithm=grpo", "ratio=sequence", "aggregation=token"], "set aggregation=sequence"),

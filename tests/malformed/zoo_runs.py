@@ -36,6 +36,7 @@ RUN = ("run", "toy:tiny", *TINY, "--out", "r")
 REPORT = ("report", "r")
 DETAILS = ("details", "F7", "--run", "r")
 AGAINST = ("evaluate", "r", "--against", "theirs.jsonl")
+SECTIONS = ("evaluate", "r", "--sections", "pairs.jsonl")
 Damage = Callable[[Path], object]
 
 
@@ -254,6 +255,59 @@ EVALUATIONS = [
     ),
 ]
 
+ROW = {"prompt": "Q", "chosen": "a", "rejected": "b", "subset": "donotanswer"}
+
+
+def rows(name: str, content: Any, *says: str, scorer: tuple[str, ...] = ()) -> Case:
+    """Comparisons with subsets."""
+    make = content if callable(content) else jsonl("pairs.jsonl", content)
+    return Case(f"evaluate: {name}", (*SECTIONS, *scorer), says, make)
+
+
+BY_SECTION = [
+    rows("no comparisons", lambda place: None, "pairs.jsonl: no such file", "name a JSONL or"),
+    rows("a folder of comparisons", folder("pairs.jsonl"), "no file that can be read"),
+    rows("empty comparisons", text("pairs.jsonl", ""), "pairs.jsonl: holds no rows", "subset"),
+    rows("comparisons broken", [ROW, "{"], "pairs.jsonl, line 2: not valid JSON"),
+    rows("no subset", [ROW, {**ROW, "subset": None}], "line 2", "'subset'", "name the subset"),
+    rows("a subset of lists", [{**ROW, "subset": []}], "line 1: field 'subset' is list"),
+    rows("a subset misspelt", [{**ROW, "subset": "donotanser"}], "line 1", "mean 'donotanswer'?"),
+    rows("a subset unknown", [{**ROW, "subset": "mine"}], "line 1", "'mine'", "alpacaeval-easy"),
+    rows("an own subset in Chat", [{**ROW, "subset": "mine", "section": "Chat"}], "'mine'", "own"),
+    rows("a section moved", [{**ROW, "section": "Chat"}], "line 1", "'Safety', not 'Chat'"),
+    rows("a section of numbers", [{**ROW, "section": 1.5}], "line 1: field 'section' is float"),
+    rows(
+        "two sections of a subset",
+        [{**ROW, "subset": "x", "section": "one"}, {**ROW, "subset": "x", "section": "two"}],
+        "line 2",
+        "'two' here, and of 'one' above",
+    ),
+    rows("no rejected", [{"prompt": "Q", "chosen": "a", "subset": "shp"}], "line 1", "rejected"),
+    rows("an empty chosen", [{**ROW, "chosen": " "}], "line 1: field 'chosen' is empty"),
+    rows("a prompt of null", [{**ROW, "prompt": None}], "line 1: field 'prompt' is null"),
+    rows("every row too long", [{**ROW, "prompt": "Q " * 999}], "every row of pairs.jsonl was"),
+    rows(
+        "no pairwise model", [ROW], "'preference'", "preference={}", scorer=("--with", "preference")
+    ),
+    rows("an ensemble of one", [ROW], "reward.members=2", scorer=("--with", "ensemble")),
+    rows(
+        "a reward model that runs",
+        both(
+            jsonl("pairs.jsonl", [ROW]),
+            in_stage("reward", "manifest.json", changed(lambda m: m.update(status="running"))),
+        ),
+        "no finished stage 'reward'",
+        "nplus run toy:tiny",
+    ),
+    Case("evaluate: neither file", ("evaluate", "r"), ("--against FILE or --sections FILE",)),
+    Case(
+        "evaluate: both files",
+        (*AGAINST, "--sections", "pairs.jsonl"),
+        ("--against FILE or --sections FILE",),
+    ),
+    Case("evaluate: --with alone", (*AGAINST, "--with", "reward"), ("name --sections",)),
+]
+
 OTHERS = [
     Case("report: a file", ("report", "f"), ("f: not a run directory",), text("f", "x")),
     Case("report: a link to nothing", ("report", "l"), ("l: not a run",), link("l", "gone")),
@@ -420,6 +474,7 @@ CASES = [
     *RESULTS,
     *COMPLETIONS,
     *EVALUATIONS,
+    *BY_SECTION,
     *OTHERS,
     *GRIDS,
     *STAGES,

@@ -26,6 +26,7 @@ from nplus.ops.preference import (
 log, exp, sqrt = math.log, math.exp, math.sqrt
 L3 = log(3)
 NUMBERS = {"beta": 1.0, "label_smoothing": 0.0, "margin_scale": 1.0, "gamma_ratio": 0.0}
+NUMBERS |= {"desirable_weight": 1.0, "undesirable_weight": 1.0}
 # u_w = ln 3, u_l = -ln 3, h = ln 9; a margin of ln 4 is a label of 8/10.
 SEEN = {"chosen_gain": L3, "rejected_gain": -L3, "log_ratio": 2 * L3, "margin": log(4)}
 SEEN |= {"difference": L3, "chosen_facing": 0.0, "rejected_facing": 0.0, "level": 0.0}
@@ -58,6 +59,8 @@ BY_HAND = [
     ("cpo", {}, -log(0.75)),
     ("kto", {}, 0.25 + 0.25),
     ("kto", {"level": L3}, 0.5 + 0.1),
+    ("kto", {"level": L3, "desirable_weight": 3.0}, 1.5 + 0.1),
+    ("kto", {"level": L3, "undesirable_weight": 0.5}, 0.5 + 0.05),
     ("raft", {}, 7.0),
     ("cross_entropy", {}, -log(0.75)),
     ("soft_rev_kl", {}, -0.8 * log(0.9) - 0.2 * log(0.1)),
@@ -118,7 +121,7 @@ DEFINITIONS = {
     "simpo": lambda x: mixed(x.b * (x.pm - x.qm) - x.b * x.g, x.e),
     "orpo": lambda x: x.b * log(1 + odds(x.qm) / odds(x.pm)),
     "cpo": lambda x: mixed(x.b * (x.p - x.q), x.e),
-    "kto": lambda x: (1 - s(x.b * x.u - x.d)) + (1 - s(x.d - x.b * x.v)),
+    "kto": lambda x: x.wd * (1 - s(x.b * x.u - x.d)) + x.wu * (1 - s(x.d - x.b * x.v)),
     "raft": lambda x: -x.p,
     "cross_entropy": lambda x: log(1 + exp(-x.b * x.u)),
     "soft_rev_kl": lambda x: -s(x.m) * log(s(x.b * x.h)) - s(-x.m) * log(s(-x.b * x.h)),
@@ -138,6 +141,7 @@ class Drawn:
             setattr(self, name, draw(some))
         self.p, self.q, self.pm, self.qm = (draw(below) for _ in range(4))
         self.b, self.e, self.g = draw(st.floats(0.05, 2)), draw(st.floats(0.01, 0.4)), 0.3
+        self.wd, self.wu = draw(st.floats(0.1, 3)), draw(st.floats(0.1, 3))
 
     def seen(self):
         names = {"chosen_gain": "u", "rejected_gain": "v", "log_ratio": "h", "level": "d"}
@@ -153,6 +157,7 @@ class Drawn:
 def test_against_its_definition(kind, data):
     x = Drawn(data.draw)
     strengths = {"beta": x.b, "label_smoothing": x.e, "margin_scale": 2.0, "gamma_ratio": x.g}
+    strengths |= {"desirable_weight": x.wd, "undesirable_weight": x.wu}
     found = value(kind, x.seen(), **strengths)
     assert found == pytest.approx(DEFINITIONS[kind](x), rel=1e-9, abs=1e-9)
 

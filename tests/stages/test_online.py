@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from nplus.config import OnlineConfig
 from nplus.config.online import Source, Step, source_of, step_of
 from nplus.data.collate import prompt_batch
 from nplus.records import Comparison, InputError, Sample, read_records
@@ -119,6 +120,41 @@ def test_the_reference_is_sft_in_every_round(loop_config):
     assert "round1_train" in moving
 
 
+def test_the_reference_s_weights_are_those_of_sft(looped, loop_config, monkeypatch, tmp_path):
+    """And of the policy's precision: the published scripts trained in float16 against a bfloat16
+    reference (spec trap)."""
+    from nplus.stages.online import train
+
+    given = []
+    monkeypatch.setattr(train.dpo, "train", lambda *args, **_: given.append(args) or {})
+    ctx = Context(loop_config(), torch.device("cpu"), None, looped.stages())
+    monkeypatch.setattr(ctx, "keep", lambda *_: None)
+    train.run(looped.stages()["round2_train"], ctx, 2)
+    (policy, reference, *_), *_ = given
+    for model, stage in ((policy, "round1_train"), (reference, "sft")):
+        for name, weight in ctx.policy(stage).state_dict().items():
+            assert torch.equal(model.state_dict()[name], weight)
+    dtypes = {weight.dtype for model in (policy, reference) for weight in model.parameters()}
+    assert dtypes == {torch.float32}
+
+
+def test_the_defaults_are_the_papers():
+    """Section 4 and table 7 of arXiv 2405.07863; the published scripts have one temperature, no
+    warm-up, a moving reference, no earlier pairs and no choice by validation (spec traps)."""
+    cfg = OnlineConfig()
+    assert (cfg.rounds, cfg.prompts, cfg.samples, cfg.response_length) == (3, 20_000, 8, 2048)
+    assert [(source.policy, source.temperature) for source in cfg.sources] == [
+        ("current", 1.0),
+        ("current", 0.7),
+    ]
+    assert (cfg.reference, cfg.init, cfg.history) == ("sft", "previous", "accumulate")
+    assert (cfg.pairing, cfg.choose, cfg.length_penalty) == ("best_worst", "best", 0.0)
+    train = cfg.train
+    assert (train.loss_type, train.beta, train.epochs) == ("sigmoid", 0.1, 2)
+    assert (train.optim.learning_rate, train.optim.warmup_ratio) == (5e-7, 0.03)
+    assert (train.optim.lr_scheduler_type, train.batch.batch_size) == ("cosine", 128)
+
+
 @pytest.mark.parametrize(
     ("history", "expected"),
     [
@@ -191,6 +227,12 @@ def test_a_seed_of_the_ledger_is_that_of_the_noise(looped):
     raw = np.random.Philox(key=key).random_raw(5)
     expected = uniforms(1, "round 1 current@1.0", row.prompt, 1, n=5)
     np.testing.assert_array_equal(((raw >> np.uint64(12)) + 0.5) / 2.0**52, expected)
+
+
+def test_one_process_needs_no_process_group(looped):
+    """The published scoring gathers over a group and fails without one (spec trap)."""
+    assert not torch.distributed.is_initialized()
+    assert len(ledgers(looped)) == 16
 
 
 def test_scores_are_the_reward_models(loop_config, looped):

@@ -159,6 +159,8 @@ def objective(
         label_smoothing=cfg.label_smoothing,
         margin_scale=cfg.margin_scale,
         gamma_ratio=cfg.simpo_gamma_ratio,
+        desirable_weight=cfg.desirable_weight,
+        undesirable_weight=cfg.undesirable_weight,
     )
     terms = {"train": (1.0, Mean(loss_N.sum(), float(len(batch))))}
     terms |= _more_terms(logprobs_2N, batch, cfg)

@@ -44,6 +44,16 @@ def signals(grouped: GroupRollout, cfg: ReinforceConfig) -> Tensor:
     return preference(scores_B, shaped(grouped.rival_scores_B, grouped.rival_has_eos_B, cfg))
 
 
+def equal_groups(signals_B: Tensor, cfg: ReinforceConfig) -> Tensor:
+    """[Q] whether all signals of a prompt are equal, so that none is better than another."""
+    return all_equal(signals_B.view(-1, cfg.num_generations))
+
+
+def missing(grouped: GroupRollout, cfg: ReinforceConfig) -> int:
+    """Groups that the batch of an update lacks, where those of equals are left out."""
+    return cfg.prompts - int((~equal_groups(signals(grouped, cfg), cfg)).sum())
+
+
 def credit(
     grouped: GroupRollout, cfg: ReinforceConfig, *, kl_coef: float | None = None
 ) -> tuple[ReinforceBatch, dict[str, Metric]]:
@@ -71,7 +81,7 @@ def credit(
         scale=cfg.scale,
         eps=cfg.scale_eps,
     ).flatten()
-    equal_Q = all_equal(signals_B.view(groups))
+    equal_Q = equal_groups(signals_B, cfg)
     kept_B = torch.ones_like(rollout.has_eos_B)
     if cfg.dynamic_sampling:
         kept_B = ~equal_Q.repeat_interleave(cfg.num_generations)
@@ -89,6 +99,8 @@ def credit(
         "groups/equal": Mean.of(equal_Q),
         "groups/dropped": Sum(float(equal_Q.sum()) if cfg.dynamic_sampling else 0.0),
     }
+    if cfg.dynamic_sampling_max > 1:
+        metrics["groups/drawn"] = Sum(float(len(equal_Q)))
     if cfg.max_staleness and cfg.importance != "none":
         advantages_BR, told = corrected(advantages_BR, rollout, cfg)
         metrics |= told

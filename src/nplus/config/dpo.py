@@ -47,6 +47,8 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "dpop_lambda": OF_LOG_RATIO,
     "simpo_gamma_ratio": ("simpo",),
     "margin_scale": SOFT,
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
 }
 """Which losses read a key; with any other it has to be left at its default."""
 
@@ -93,6 +95,11 @@ class DPOConfig(Config):
     """SimPO's target margin over beta, nats a token (Meng et al. 2024)."""
     margin_scale: float = Field(1.0, gt=0)
     """What a comparison's margin is multiplied with before it is a soft label's logit."""
+    desirable_weight: float = Field(1.0, gt=0)
+    """What the chosen response weighs in `kto` (lambda_D, Ethayarajh et al. 2024); names are
+    TRL's."""
+    undesirable_weight: float = Field(1.0, gt=0)
+    """What the rejected response weighs in `kto` (lambda_U)."""
     ref_logprobs: Literal["online", "cached"] = "online"
     """The reference's log-probs: computed at every step, or once before the first and kept in the
     stage's directory. Other batch shapes, so the last digits differ."""

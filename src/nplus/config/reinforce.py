@@ -50,8 +50,11 @@ class ReinforceConfig(GroupConfig):
     """Leave responses without EOS out of the loss (DAPO's overlong filtering); their rewards still
     count in the group."""
     dynamic_sampling: bool = False
-    """Leave out groups whose shaped scores are all equal (DAPO, section 3.2; no others are drawn in
-    their place)."""
+    """Leave out groups whose shaped scores are all equal (DAPO, section 3.2)."""
+    dynamic_sampling_max: int = Field(1, ge=1)
+    """Draws of an update at most: where groups were left out, as many further prompts are drawn
+    from, again and again until the batch is full or so many draws were made (DAPO has no bound).
+    1 draws nothing in their place."""
 
     ratio: Literal["token", "sequence", "sequence_mean"] = "sequence"
     """The probability ratio of new and old policy: of each token, of the response (RLOO), or its
@@ -120,6 +123,10 @@ class ReinforceConfig(GroupConfig):
 
 def contradictions(cfg: ReinforceConfig) -> list[str]:
     """Settings that cannot both be meant, each with the mend."""
+    return [*_of_groups(cfg), *_of_draws(cfg), *_of_the_loss(cfg)]
+
+
+def _of_groups(cfg: ReinforceConfig) -> list[str]:
     found = []
     if cfg.num_generations == 1:
         alone = [f"baseline={cfg.baseline}"] if cfg.baseline in GROUP_ONLY else []
@@ -130,6 +137,41 @@ def contradictions(cfg: ReinforceConfig) -> list[str]:
             "num_generations=2 or more"
             for one in alone
         ]
+    if cfg.signal == "preference" and cfg.baseline == "greedy":
+        found.append(
+            "signal=preference with baseline=greedy: the rival is drawn from a mixture; set "
+            "baseline=none"
+        )
+    return found
+
+
+def _of_draws(cfg: ReinforceConfig) -> list[str]:
+    """Of further draws, and of what older weights drew."""
+    found = []
+    draws = f"dynamic_sampling_max={cfg.dynamic_sampling_max}"
+    if cfg.dynamic_sampling_max > 1 and not cfg.dynamic_sampling:
+        found.append(
+            f"{draws} with dynamic_sampling=false: no group is left out that another could "
+            "replace; set dynamic_sampling=true, or dynamic_sampling_max=1"
+        )
+    if cfg.dynamic_sampling_max > 1 and cfg.max_staleness:
+        found.append(
+            f"{draws} with max_staleness={cfg.max_staleness}: what was drawn ahead is not drawn "
+            "again; set max_staleness=0, or dynamic_sampling_max=1"
+        )
+    weighed = cfg.max_staleness and cfg.importance != "none" and cfg.old_logprobs == "trainer"
+    if weighed and "old" not in cfg.tempered:
+        found.append(
+            f"tempered without old and max_staleness={cfg.max_staleness}: the sampler's log-probs "
+            "are tempered, and importance weights would set them against others; give old back to "
+            "tempered, or set importance=none"
+        )
+    return found
+
+
+def _of_the_loss(cfg: ReinforceConfig) -> list[str]:
+    """Of the ratio's level and the price of KL."""
+    found = []
     if cfg.ratio != "token" and cfg.aggregation != "sequence":
         found.append(
             f"ratio={cfg.ratio} with aggregation={cfg.aggregation}: a response has one ratio, that "
@@ -145,17 +187,5 @@ def contradictions(cfg: ReinforceConfig) -> list[str]:
         found.append(
             f"kl_credit=to_go with ratio={cfg.ratio}: tokens have advantages of their own, a "
             "response one ratio; set kl_credit=sequence, or ratio=token"
-        )
-    weighed = cfg.max_staleness and cfg.importance != "none" and cfg.old_logprobs == "trainer"
-    if weighed and "old" not in cfg.tempered:
-        found.append(
-            f"tempered without old and max_staleness={cfg.max_staleness}: the sampler's log-probs "
-            "are tempered, and importance weights would set them against others; give old back to "
-            "tempered, or set importance=none"
-        )
-    if cfg.signal == "preference" and cfg.baseline == "greedy":
-        found.append(
-            "signal=preference with baseline=greedy: the rival is drawn from a mixture; set "
-            "baseline=none"
         )
     return found

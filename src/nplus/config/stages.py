@@ -99,7 +99,8 @@ class RewardConfig(Config):
     """Weight of the squared sum of a pair's scores, which keeps them around 0 (Detail D3; TRL)."""
     margin: Literal["none", "data"] = "none"
     """`data`: the comparison's margin is taken from the scores' difference before the loss, which
-    has to be larger then (Llama 2, equation 2)."""
+    has to be larger then (Llama 2, equation 2). In your own data it is the column `margin`, or
+    `score_chosen` less `score_rejected`."""
     layout: Literal["separate", "shared"] = "separate"
     """`separate`: two sequences a pair, pairs in random order, as in the paper. `shared`: the pairs
     of a query stand side by side and read it once; the same scores for less work."""

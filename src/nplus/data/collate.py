@@ -150,8 +150,9 @@ def require_margins(comparisons: Sequence[Comparison], key: str, mend: str) -> N
     for c in comparisons:
         if c.margin is None or not math.isfinite(c.margin):
             raise InputError(
-                f"{key}: comparison {c.id!r} has margin {c.margin}; give each a finite margin, "
-                f"the preferred response's score less the other's, or {mend}"
+                f"{key}: comparison {c.id!r} has margin {c.margin}; give each a finite `margin`, "
+                "the preferred response's score less the other's, or `score_chosen` and "
+                f"`score_rejected`, or {mend}"
             )
 
 

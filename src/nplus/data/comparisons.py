@@ -117,6 +117,7 @@ def _record(row: RawComparison, query: str, split: str) -> Comparison:
         batch=row.batch,
         split=split,
         confidence=row.confidence,
+        margin=row.margin,
     )
 
 
@@ -129,14 +130,26 @@ def read_comparisons(
         rows = load_preferences(source, faulty=data.faulty)
     else:
         rows = load_comparisons(source, template=data.template, cut_field=data.cut_field)
-    no_limit = Limits(None, "", None, "")
-    fitted = fit(rows, codec, data, query_limit=data.max_query_tokens, limits=no_limit)
+    records = within_limits(rows, codec, data, source)
+    return records, len(rows) - len(records)
+
+
+def within_limits(
+    rows: Sequence[RawComparison],
+    codec: Codec,
+    data: DataConfig,
+    source: str | Path,
+    positions: int | None = None,
+) -> list[Comparison]:
+    """Those of `rows` that fit, in order, their queries cut to `data.max_query_tokens`; with a
+    response at most `positions` tokens."""
+    limits = Limits(None, "", positions, "the model's positions")
+    fitted = fit(rows, codec, data, query_limit=data.max_query_tokens, limits=limits)
     refuse([fitted], data.overlong)
     stays = kept(fitted, data.overlong)
     require_rows(fitted, stays, str(source))
-    records = [
+    return [
         _record(row, place.query, row.split)
         for row, place, stay in zip(rows, fitted, stays, strict=True)
         if stay
     ]
-    return records, len(rows) - len(records)

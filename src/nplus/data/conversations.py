@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from nplus.data.files import Place, every_file, open_source
+from nplus.data.labels import label_of, name_of
 from nplus.data.sources import (
     RESPONSE_COLUMNS,
     RawComparison,
     RawDemonstration,
-    confidence_of,
     identity,
-    name_of,
     require_one_post_an_id,
 )
 from nplus.records import InputError, RowError
@@ -198,10 +197,7 @@ def preference(where: str, row: Mapping[str, Any], split: str = "") -> RawPrefer
             name_of(where, row, "rejected_policy", "rejected"),
         ),
         choice=0,
-        worker=name_of(where, row, "worker"),
-        batch=name_of(where, row, "batch"),
-        split=name_of(where, row, "split", split or "train"),
-        confidence=confidence_of(where, row),
+        **label_of(where, row, split or "train"),
         messages=chosen[:-1],
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from nplus.config.data import CNNDM_TEMPLATE, POST_TEMPLATE, TLDR_TEMPLATE
 from nplus.data.files import Place, every_file, open_source
+from nplus.data.labels import label_of, name_of
 from nplus.data.tldr import template_fields
 from nplus.records import InputError, RowError
 
@@ -45,6 +46,7 @@ class RawComparison:
     batch: str = ""
     split: str = "train"
     confidence: int | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,10 +284,7 @@ def _openai(
         responses=(texts[0], texts[1]),
         policies=(name_of(where, sides[0], "policy"), name_of(where, sides[1], "policy")),
         choice=int(choice),
-        worker=name_of(where, row, "worker"),
-        batch=name_of(where, row, "batch"),
-        split=name_of(where, row, "split", "train"),
-        confidence=confidence_of(where, row),
+        **label_of(where, row),
     )
 
 
@@ -297,41 +296,6 @@ def check_choice(where: str, choice: Any) -> None:
             "wrong_value",
             "choice",
         )
-
-
-def confidence_of(where: str, row: Mapping[str, Any]) -> int | None:
-    """1 to 9; None where a batch has none, or null (section 7.2)."""
-    extra = row.get("extra")
-    if not isinstance(extra, dict | None):
-        kind = type(extra).__name__
-        raise RowError(
-            f"{where}: field 'extra' is {kind}, expected an object; mend or remove it",
-            "wrong_type",
-            "extra",
-        )
-    value = (extra or {}).get("confidence")
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise RowError(
-        f"{where}: field 'extra.confidence' is {value!r:.40}, expected 1 to 9 or null; mend the "
-        "row",
-        "wrong_value",
-        "extra.confidence",
-    )
-
-
-def name_of(where: str, row: Mapping[str, Any], key: str, default: str = "") -> str:
-    """A text that names a policy, a worker, a batch or a split; a number will do."""
-    value = row.get(key)
-    if value is None or value == "":
-        return default
-    if isinstance(value, str | int) and not isinstance(value, bool):
-        return str(value)
-    raise RowError(
-        f"{where}: field {key!r} is {type(value).__name__}, expected text; mend or remove the row",
-        "wrong_type",
-        key,
-    )
 
 
 def _query_layout(info: Mapping[str, Any], template: str | None, cut_field: str | None) -> Layout:
@@ -373,10 +337,7 @@ def _preference(where: str, row: Mapping[str, Any], split: str) -> RawComparison
             name_of(where, row, "rejected_policy", "rejected"),
         ),
         choice=0,
-        worker=name_of(where, row, "worker"),
-        batch=name_of(where, row, "batch"),
-        split=name_of(where, row, "split", split),
-        confidence=confidence_of(where, row),
+        **label_of(where, row, split),
     )
 
 

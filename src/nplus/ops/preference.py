@@ -161,15 +161,22 @@ def bco_loss(
 
 
 def kto_loss(
-    chosen_gain_N: Tensor, rejected_gain_N: Tensor, level_N: Tensor, *, beta: float
+    chosen_gain_N: Tensor,
+    rejected_gain_N: Tensor,
+    level_N: Tensor,
+    *,
+    beta: float,
+    desirable_weight: float,
+    undesirable_weight: float,
 ) -> Tensor:
-    """[N] `(1 - s(beta u_w - d)) + (1 - s(d - beta u_l))`, d = beta * KL of mismatched pairs.
+    """[N] `l_w (1 - s(beta u_w - d)) + l_l (1 - s(d - beta u_l))`, d = beta * KL of mismatched
+    pairs.
 
-    The chosen response is desirable, the rejected one undesirable, both with weight 1; `level_N` is
-    d, at least 0 and without gradient. Source: Ethayarajh et al. 2024, equation 7.
+    The chosen response is desirable, with weight l_w, the rejected one undesirable, with l_l;
+    `level_N` is d, at least 0 and without gradient. Source: Ethayarajh et al. 2024, equation 7.
     """
     above_N, below_N = beta * chosen_gain_N - level_N, level_N - beta * rejected_gain_N
-    return torch.sigmoid(-above_N) + torch.sigmoid(-below_N)
+    return desirable_weight * torch.sigmoid(-above_N) + undesirable_weight * torch.sigmoid(-below_N)
 
 
 def aot_loss(
@@ -316,6 +323,7 @@ GAINS = ("chosen_gain", "rejected_gain")
 MEANS = ("chosen_mean", "rejected_mean")
 SMOOTHED = ("beta", "label_smoothing")
 SOFT = ("beta", "margin_scale")
+WEIGHED = ("beta", "desirable_weight", "undesirable_weight")
 PAIR_LOSSES: dict[str, PairKind] = {
     "sigmoid": PairKind(sigmoid_loss, (H,), SMOOTHED),
     "robust": PairKind(robust_loss, (H,), SMOOTHED),
@@ -336,7 +344,7 @@ PAIR_LOSSES: dict[str, PairKind] = {
     ),
     "orpo": PairKind(orpo_loss, MEANS, reference=False, reward="mean", likelihood=1.0),
     "cpo": PairKind(sigmoid_loss, ("difference",), SMOOTHED, reference=False, likelihood=1.0),
-    "kto": PairKind(kto_loss, (*GAINS, "level"), statistics="mismatched"),
+    "kto": PairKind(kto_loss, (*GAINS, "level"), WEIGHED, statistics="mismatched"),
     "raft": PairKind(raft_loss, ("chosen",), (), reference=False),
     "cross_entropy": PairKind(cross_entropy_loss, ("chosen_gain",)),
     "soft_rev_kl": PairKind(soft_rev_kl_loss, (H, MARGIN), SOFT),

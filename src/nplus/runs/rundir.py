@@ -11,6 +11,8 @@ runs/<name>/<stage>-<key8>/
     responses.jsonl | scores.jsonl | ledger.parquet of a round of the online loop
 runs/<name>/against-<key8>/          completions from elsewhere, set against the run's
     manifest.json    judgements.jsonl
+runs/<name>/sections-<key8>/         comparisons from elsewhere, as the run's models have them
+    manifest.json    margins.jsonl
 """
 
 from __future__ import annotations
@@ -305,6 +307,10 @@ class RunRoot:
     def against(self, key: str) -> StageDir:
         """Where a comparison with completions from elsewhere lies; no stage of the run."""
         return self.stage("against", key)
+
+    def sections(self, key: str) -> StageDir:
+        """Where a scoring of comparisons from elsewhere by section lies; no stage of the run."""
+        return self.stage("sections", key)
 
     def all_against(self) -> list[StageDir]:
         """The finished comparisons with completions from elsewhere, oldest first."""

@@ -6,23 +6,19 @@ kept beside the run's stages, under a key of the file and the verdict, and overw
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from nplus.config.load import read_config
 from nplus.evaluation.outside import Matched, match_rows, read_outside
 from nplus.records import Demonstration, InputError, parse_lines, write_records
 from nplus.runs import Manifest, RunRoot, StageDir, content_hash, key_of
-from nplus.runs.manifest import code_version, package_versions
-from nplus.stages.compute import resolve_device
+from nplus.stages.beside import context, keep_beside
 from nplus.stages.context import Context
 from nplus.stages.matches import Match, play
 from nplus.stages.systems import POLICIES, REFERENCE, System, judges_of, written
@@ -120,26 +116,7 @@ def compare(root: RunRoot, file: Path, console: Console) -> StageDir:
         return where
     disable_progress_bar()
     ctx = context(root, console)
-    started = datetime.now(UTC)
-    aside = StageDir(where.path.with_name(f".{where.path.name}.part"))
-    aside.path.mkdir(exist_ok=True)
-    try:
-        results = judge(plan, ctx, aside)
-        finished = datetime.now(UTC)
-        _manifest(plan, ctx, results, started, finished).write(aside.manifest_path)
-        shutil.rmtree(where.path, ignore_errors=True)  # left over from a failure
-        aside.path.rename(where.path)
-    except BaseException:
-        if not aside.replies.is_file():  # a language model's answers are not asked for twice
-            shutil.rmtree(aside.path, ignore_errors=True)
-        raise
-    return where
-
-
-def context(root: RunRoot, console: Console) -> Context:
-    """What the run's own stages were given; InputError for a run of another version of nplus."""
-    config = read_config(root.index()["config"], str(root.path))
-    return Context(config, resolve_device(config.compute), console, root.stages())
+    return keep_beside(where, _manifest(plan, ctx), lambda aside: judge(plan, ctx, aside))
 
 
 def judge(plan: Plan, ctx: Context, where: StageDir) -> dict[str, Any]:
@@ -193,9 +170,7 @@ def _counts(plan: Plan) -> dict[str, Any]:
     return {"read": read, "unmatched": plan.unmatched, "matched": matched, **sums}
 
 
-def _manifest(
-    plan: Plan, ctx: Context, results: Mapping[str, Any], started: datetime, finished: datetime
-) -> Manifest:
+def _manifest(plan: Plan, ctx: Context) -> Manifest:
     return Manifest(
         stage="against",
         key=plan.key,
@@ -206,11 +181,5 @@ def _manifest(
             {"role": "completions", "path": str(plan.file), "hash": content_hash(plan.file)},
             {"role": "evaluate", "path": ctx.dirs["evaluate"].path.name, "hash": plan.verdict.key},
         ),
-        results=results,
-        code_version=code_version(),
-        packages=package_versions(),
         device=str(ctx.device),
-        started=started.isoformat(timespec="seconds"),
-        finished=finished.isoformat(timespec="seconds"),
-        seconds=round((finished - started).total_seconds(), 3),
     )

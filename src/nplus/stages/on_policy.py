@@ -27,6 +27,7 @@ from nplus.stages.experience import readable
 from nplus.stages.groups import Groups, prompts_of
 from nplus.stages.keeping import Keeper
 from nplus.stages.ppo import Updated, check_kl, verdict
+from nplus.stages.refill import refilled
 from nplus.stages.scorers import Gold
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import Beside, NonFiniteLossError, update
@@ -155,7 +156,9 @@ class Trainer(Generic[Micro]):
         if self.ahead is None:
             if not self.considered:
                 self._share()
-            grouped = self.groups().gather_over_ranks(prompts, step, self.beside, clock.lap)
+            groups = self.groups()
+            grouped = groups.gather_over_ranks(prompts, step, self.beside, clock.lap)
+            prompts, grouped = refilled(groups, self.posts, prompts, grouped, step, self.beside)
             updated = self._learn(grouped, prompts, step, clock)
         else:
             stale = self.ahead.take(step)

@@ -54,7 +54,7 @@ from nplus.stages.systems import POLICIES
 from nplus.stages.tuning.settle import Settled, settle
 
 VERSIONS = {
-    "data": 3,
+    "data": 4,
     "prompts": 1,
     "pretrain": 2,
     "sft": 1,

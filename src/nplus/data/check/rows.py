@@ -162,4 +162,5 @@ def as_raw(row: Comparison, where: str) -> RawComparison:
         batch=row.batch,
         split=row.split,
         confidence=row.confidence,
+        margin=row.margin,
     )

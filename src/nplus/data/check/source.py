@@ -24,6 +24,7 @@ from nplus.data.files import (
     parquet_rows,
 )
 from nplus.data.fit import Raw
+from nplus.data.labels import SCORES
 from nplus.data.prompts import PROMPTS, QUERY, prompt, prompt_layout
 from nplus.data.sources import (
     DEMONSTRATIONS,
@@ -45,12 +46,6 @@ PEEK, FAR = 256, 10_000
 """Rows that tell what a file holds, and how far to look for as many that are objects."""
 RECORD = ("query", "responses", "choice")
 """Columns of a run's own comparisons."""
-SCORES = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen_rating", "rejected_rating"),
-)
-"""Columns of public preference sets with a score for each side."""
 HELD_OUT = "held_out"
 """The split of a file that one is checked against, where its name says none."""
 
