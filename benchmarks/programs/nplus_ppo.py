@@ -66,21 +66,22 @@ def start(spec):
     return ctx, stage.Trainer.start(ctx, posts, gold=None)
 
 
-def main(spec_file):
-    spec = json.loads(Path(spec_file).read_text())
-    ctx, trainer = start(spec)
+def scripted_update(ctx, trainer, responses):
+    """Metrics of the first update, on the script's responses to each prompt, and the distance the
+    weights moved."""
     first = {name: p.detach().clone() for name, p in trainer.policy.named_parameters()}
-    by_key = {f"p{i}": [response] for i, response in enumerate(spec["responses"])}
+    by_key = {f"p{i}": each for i, each in enumerate(responses)}
     plain = ctx.engine
     ctx.engine = lambda model: Scripted(model, by_key)
     found = trainer.update(0).metrics
     ctx.engine = plain
     trainer.close()  # the process beside this one knows the script
-    moved = torch.stack(
-        [(p.detach() - first[name]).norm() for name, p in trainer.policy.named_parameters()]
-    )
-    parity = {name: float(found[name]) for name in spec["compared"]}
-    parity["update norm"] = float(moved.norm())
+    moved = [(p.detach() - first[name]).norm() for name, p in trainer.policy.named_parameters()]
+    return {**found, "update norm": float(torch.stack(moved).norm())}
+
+
+def update_by_update(trainer):
+    """What `serve` repeats: the updates after the first, each with its own draw."""
     step = 0
 
     def work():
@@ -91,7 +92,17 @@ def main(spec_file):
         seconds = time.perf_counter() - began
         return {"seconds": seconds, "rollout": spent["rollout"], "rest": seconds - spent["rollout"]}
 
-    serve(work, parity)
+    return work
+
+
+def main(spec_file):
+    spec = json.loads(Path(spec_file).read_text())
+    ctx, trainer = start(spec)
+    found = scripted_update(ctx, trainer, [[response] for response in spec["responses"]])
+    serve(
+        update_by_update(trainer),
+        {name: float(found[name]) for name in (*spec["compared"], "update norm")},
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
-from trl_trainers import Gate
+from trl_trainers import Gate, first_step
 
 KINDS = {
     "rloo": (RLOOTrainer, RLOOConfig),
@@ -128,28 +128,16 @@ def trainer_of(spec, **args):
     return trainer
 
 
-def first_step(spec):
-    """Mean score, gradient norm and the distance the weights move, on the script's responses."""
-    trainer = trainer_of(spec, max_steps=1, logging_steps=1)
-    scripted(trainer, spec)
-    start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    trainer.train()
-    log = trainer.state.log_history[0]
-    moved = [(p.detach() - start[name]).norm() for name, p in trainer.model.named_parameters()]
-    return {
-        "score": float(log["objective/scores" if spec["kind"] == "online-dpo" else "reward"]),
-        "gradient norm": float(log["grad_norm"]),
-        "update norm": float(torch.stack(moved).norm()),
-    }
-
-
 def main(spec_file):
     spec = json.loads(Path(spec_file).read_text())
     disable_progress_bars()
     logging.disable(logging.WARNING)
     torch.set_num_threads(spec["threads"])
     torch.set_float32_matmul_precision(spec["products"])
-    parity = first_step(spec)
+    first = trainer_of(spec, max_steps=1, logging_steps=1)
+    scripted(first, spec)
+    score = "objective/scores" if spec["kind"] == "online-dpo" else "reward"
+    parity = first_step(first, {"score": score})
     trainer = trainer_of(spec, max_steps=100_000, logging_steps=100_000)
     gate = Gate(1)
     trainer.add_callback(gate)

@@ -108,15 +108,15 @@ def trainer_of(spec, *, order, **args):
     return trainer
 
 
-def first_step(spec):
-    """Loss, gradient norm and the distance the weights move in one step on the first rows."""
-    trainer = trainer_of(spec, order="sequential", max_steps=1, logging_steps=1)
+def first_step(trainer, told):
+    """The gradient's norm and the distance the weights move in the trainer's one step, and what its
+    log calls `told` by other names."""
     start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     log = trainer.state.log_history[0]
     moved = [(p.detach() - start[name]).norm() for name, p in trainer.model.named_parameters()]
     return {
-        "loss": float(log["loss"]),
+        **{name: float(log[theirs]) for name, theirs in told.items()},
         "gradient norm": float(log["grad_norm"]),
         "update norm": float(torch.stack(moved).norm()),
     }
@@ -128,7 +128,8 @@ def main(spec_file):
     logging.disable(logging.WARNING)
     torch.set_num_threads(spec["threads"])
     torch.set_float32_matmul_precision(spec["products"])
-    parity = first_step(spec)
+    first = trainer_of(spec, order="sequential", max_steps=1, logging_steps=1)
+    parity = first_step(first, {"loss": "loss"})
     order = "group_by_length" if spec["grouped"] else "random"
     trainer = trainer_of(spec, order=order, num_train_epochs=100_000)
     gate = Gate(spec["steps"])

@@ -77,39 +77,41 @@ def neox(hidden: int, layers: int, heads: int, *, vocab: int, tied: bool = False
     )
 
 
+def llama(
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    feed_forward: int,
+    *,
+    vocab: int,
+    tied: bool = False,
+) -> Shape:
+    """The Llama family: gated, without biases, fewer heads for keys and values."""
+    return Shape(
+        vocab=vocab,
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        feed_forward=feed_forward,
+        kv_heads=kv_heads,
+        head_dim=hidden // heads,
+        tied=tied,
+        gated=True,
+        biases=False,
+        qkv_biases=False,
+        parallel=False,
+    )
+
+
 TOYS = {"0.3M": (64, 3, 4), "1M": (128, 4, 4), "4M": (256, 4, 8), "12M": (384, 6, 6)}
 """Width, depth and heads of `model.size`."""
 KNOWN = {
     "EleutherAI/pythia-1b-deduped": neox(2048, 16, 8, vocab=50_304),
     "EleutherAI/pythia-2.8b-deduped": neox(2560, 32, 32, vocab=50_304),
     "EleutherAI/pythia-6.9b-deduped": neox(4096, 32, 32, vocab=50_432),
-    "meta-llama/Meta-Llama-3-8B": Shape(
-        vocab=128_256,
-        hidden=4_096,
-        layers=32,
-        heads=32,
-        feed_forward=14_336,
-        kv_heads=8,
-        head_dim=128,
-        gated=True,
-        biases=False,
-        qkv_biases=False,
-        parallel=False,
-    ),
-    "smollm": Shape(
-        vocab=49_152,
-        hidden=576,
-        layers=30,
-        heads=9,
-        feed_forward=1_536,
-        kv_heads=3,
-        head_dim=64,
-        tied=True,
-        gated=True,
-        biases=False,
-        qkv_biases=False,
-        parallel=False,
-    ),
+    "meta-llama/Meta-Llama-3-8B": llama(4_096, 32, 32, 8, 14_336, vocab=128_256),
+    "smollm": llama(576, 30, 9, 3, 1_536, vocab=49_152, tied=True),
 }
 """Models whose shape is known without looking."""
 
