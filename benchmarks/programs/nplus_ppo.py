@@ -72,7 +72,7 @@ def scripted_update(ctx, trainer, responses):
     first = {name: p.detach().clone() for name, p in trainer.policy.named_parameters()}
     by_key = {f"p{i}": each for i, each in enumerate(responses)}
     plain = ctx.engine
-    ctx.engine = lambda model: Scripted(model, by_key)
+    ctx.engine = lambda model, **_: Scripted(model, by_key)
     found = trainer.update(0).metrics
     ctx.engine = plain
     trainer.close()  # the process beside this one knows the script
