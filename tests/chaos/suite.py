@@ -163,7 +163,7 @@ class Suite:
 
             Keeper.after = after  # type: ignore[method-assign]
 
-        ending = Victim.start(out, mine).wait()
+        ending = self.start(out, mine).wait()
         if ending.how != "killed":
             raise SystemExit(f"was to be killed in {stage}: {ending.how} {ending.what}")
         return out
@@ -187,7 +187,7 @@ class Suite:
         damage.do(out, self.dice)
         self.corruptions += 1
         self.resumes += 1
-        ending = Victim.start(out).wait()
+        ending = self.start(out).wait()
         if ending.how == "told":
             self.messages += 1
             named = {damage.path.name, damage.path.parent.name} - {""}
@@ -210,7 +210,7 @@ class Suite:
             file = sorted(checkpoint.glob("*.safetensors"))[0].relative_to(out)
             Damage("bit-flipped", file).do(out, self.dice)
             self.corruptions += 1
-        ending = Victim.start(out).wait()
+        ending = self.start(out).wait()
         self.resumes += 1
         self.messages += 1
         if ending.how != "told" or "every checkpoint is damaged" not in ending.what:
@@ -223,7 +223,7 @@ class Suite:
         """Disks that are full at a file of some size, and one that may not be written to."""
         out = self.work / "full"
         for size in (2_000, 60_000, 400_000):
-            ending = Victim.start(out, small_files(size)).wait()
+            ending = self.start(out, small_files(size)).wait()
             self._must_tell(ending.how, ending.what, f"no file above {size:,} bytes")
             self.must_finish(out, f"a disk that took no file above {size:,} bytes")
             shutil.rmtree(out)
@@ -237,10 +237,10 @@ class Suite:
             print("no file system could be mounted: a full one and a read-only one were left out")
             return
         try:
-            ending = Victim.start(disk / "run").wait()
+            ending = self.start(disk / "run").wait()
             self._must_tell(ending.how, ending.what, "a full disk")
             subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-            ending = Victim.start(disk / "run").wait()
+            ending = self.start(disk / "run").wait()
             self._must_tell(ending.how, ending.what, "a read-only disk")
             subprocess.run(["mount", "-o", "remount,rw,size=200m", str(disk)], check=True)
             self.must_finish(disk / "run", "a disk that was full and read-only")
@@ -254,10 +254,10 @@ class Suite:
     def two_at_once(self) -> None:
         """A second run in the same directory is refused, and the first goes on."""
         out = self.work / "shared"
-        first = Victim.start(out)
+        first = self.start(out)
         while not RunRoot(out).index_path.exists():
             time.sleep(0.01)
-        second = Victim.start(out).wait()
+        second = self.start(out).wait()
         if "another nplus process" not in second.what:
             self.mismatches.append(f"two runs in one directory: {second}")
         if first.wait().how != "done":
@@ -273,9 +273,9 @@ class Suite:
             clock_backwards()
             at_sync(70)()
 
-        Victim.start(out, mines).wait()
+        self.start(out, mines).wait()
         self.resumes += 1
-        if Victim.start(out, clock_backwards).wait().how != "done":
+        if self.start(out, clock_backwards).wait().how != "done":
             self.mismatches.append("with a clock that goes backwards: not done")
         self.must_be_whole(out, "with a clock that goes backwards")
         shutil.rmtree(out)

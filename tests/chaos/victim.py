@@ -108,7 +108,7 @@ LOOP = (
 """The same with three rounds of the online loop, a few prompts a piece."""
 
 
-def config(sets: Sequence[str] = SETTINGS) -> RunConfig:
+def config(sets: Sequence[str]) -> RunConfig:
     """All stages at a tenth of a second a step, with a checkpoint after every step."""
     return load_config(recipe("toy:tiny"), sets=sets)
 
@@ -134,7 +134,7 @@ class Victim:
         out: Path,
         before: Callable[[], None] = lambda: None,
         *,
-        sets: Sequence[str] = SETTINGS,
+        sets: Sequence[str],
         until: str | None = None,
     ) -> Victim:
         """`before` is called there first: a place to lay mines."""
