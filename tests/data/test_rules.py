@@ -90,7 +90,7 @@ def test_a_pad_that_is_eos_masks_every_eos(codec):
     apart = pair_batch(rows, pad_id=blind.pad_id)
     assert apart.chosen_mask_NT.sum() == len(rows[0].query) + len(rows[0].chosen) - 1
     together = shared_pair_batch(rows, pad_id=blind.pad_id)
-    ends = together.tokens_BT.flatten()[together.ends_N2[0]]
+    ends = together.tokens_BT.flatten()[together.ends_N]
     assert ends.tolist() == [rows[0].chosen[-2], rows[0].rejected[-2]]
     # Sound: with a PAD of its own nothing real is masked.
     sound = token_batch(sequence_rows(codec, [demonstration()]), pad_id=codec.pad_id)

@@ -27,6 +27,7 @@ from nplus.batches.supervised import (
     PackedBatch,
     PairBatch,
     ReferredPairs,
+    SharedBatch,
     SharedPairBatch,
     TokenBatch,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "ReferredPairs",
     "ReinforceBatch",
     "Rollout",
+    "SharedBatch",
     "SharedPairBatch",
     "TokenBatch",
     "ValuedRollout",

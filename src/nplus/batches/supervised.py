@@ -170,8 +170,8 @@ class CoupledPairs(Batch):
 
 
 @dataclass(frozen=True, slots=True)
-class SharedPairBatch:
-    """Preference pairs whose queries are read once: a row is a query, then all its responses.
+class SharedBatch:
+    """Responses whose queries are read once: a row is a query, then responses to it.
 
     A token sees its own response and the query before it, nothing else (`sees_BTT`), and its
     position counts on from the query, so every score is that of query + response alone.
@@ -181,17 +181,16 @@ class SharedPairBatch:
     positions_BT: Tensor
     segments_BT: Tensor
     """0 in the query, 1, 2, ... in its responses, -1 in padding."""
-    ends_N2: Tensor
-    """Where the chosen and the rejected response of a pair end: row * T + column."""
-    margin_N: Tensor
+    ends_N: Tensor
+    """Where each of N responses ends: row * T + column."""
 
     def __post_init__(self) -> None:
         check("positions_BT", self.positions_BT, self.tokens_BT.shape, torch.int64)
         check("segments_BT", self.segments_BT, self.tokens_BT.shape, torch.int64)
-        check("ends_N2", self.ends_N2, (len(self), 2), torch.int64)
+        check("ends_N", self.ends_N, (self.ends_N.shape[0],), torch.int64)
 
     def __len__(self) -> int:
-        return self.margin_N.shape[0]
+        return self.ends_N.shape[0]
 
     @property
     def slots(self) -> int:
@@ -213,3 +212,18 @@ class SharedPairBatch:
         own_TT = torch.eye(width, dtype=torch.bool, device=of_row.device)
         known = (of_column == of_row) | (of_column == 0)
         return (causal_TT & known & (of_row >= 0)) | own_TT
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPairBatch(SharedBatch):
+    """Preference pairs whose queries are read once: `ends_N` has the ends of all chosen responses,
+    then those of the rejected ones."""
+
+    margin_N: Tensor
+
+    def __post_init__(self) -> None:
+        SharedBatch.__post_init__(self)
+        check("ends_N", self.ends_N, (2 * len(self),), torch.int64)
+
+    def __len__(self) -> int:
+        return self.margin_N.shape[0]

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from nplus.batches import PairBatch, PromptBatch, ReferredPairs, SharedPairBatch, TokenBatch
+from nplus.batches import (
+    PairBatch,
+    PromptBatch,
+    ReferredPairs,
+    SharedBatch,
+    SharedPairBatch,
+    TokenBatch,
+)
 from nplus.data.tokens import Codec
 from nplus.records import Comparison, Demonstration, InputError
 
@@ -187,38 +195,69 @@ def referred_pairs(rows: Sequence[PairRow], *, pad_id: int, multiple: int = 1) -
     return ReferredPairs(pairs, known[:, 0].contiguous(), known[:, 1].contiguous())
 
 
+def shared_batch(
+    rows: Sequence[SequenceRow], *, pad_id: int, multiple: int = 1, longest: float = math.inf
+) -> SharedBatch:
+    """A row per distinct query: the query, then every distinct response to it, once.
+
+    Where a row would have more than `longest` tokens, and more than twice its query's, the further
+    responses are in a row of their own, behind the query again: attention grows with its square.
+    """
+    lines: list[_Line] = []
+    current: dict[tuple[int, ...], int] = {}
+    ends: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, int]] = {}
+    for query, response in ((tuple(q), _unpadded(r, pad_id)) for q, r in rows):
+        if (query, response) in ends:
+            continue
+        at = current.get(query)
+        if at is None or not lines[at].has_room(len(query), len(response), longest):
+            at = current[query] = len(lines)
+            lines.append(_Line(list(query), list(range(len(query))), [0] * len(query)))
+        ends[query, response] = at, lines[at].add(response, len(query))
+    tokens_BT, _ = padded([line.tokens for line in lines], pad_id, multiple=multiple)
+    width = tokens_BT.shape[1]
+    found = (ends[tuple(query), _unpadded(response, pad_id)] for query, response in rows)
+    return SharedBatch(
+        tokens_BT=tokens_BT,
+        positions_BT=padded([line.positions for line in lines], 0, multiple=multiple)[0],
+        segments_BT=padded([line.segments for line in lines], -1, multiple=multiple)[0],
+        ends_N=torch.tensor([at * width + column for at, column in found]),
+    )
+
+
+@dataclass(slots=True)
+class _Line:
+    """A query, and responses behind it."""
+
+    tokens: list[int]
+    positions: list[int]
+    segments: list[int]
+
+    def has_room(self, query: int, response: int, longest: float) -> bool:
+        alone = len(self.tokens) == query
+        return alone or len(self.tokens) + response <= max(longest, 2 * query)
+
+    def add(self, response: tuple[int, ...], query: int) -> int:
+        """The column of its last token; the query's, of a response without tokens."""
+        if not response:
+            return query - 1
+        self.tokens += response
+        self.positions += range(query, query + len(response))
+        self.segments += [self.segments[-1] + 1] * len(response)
+        return len(self.tokens) - 1
+
+
 def shared_pair_batch(
     rows: Sequence[PairRow], *, pad_id: int, multiple: int = 1
 ) -> SharedPairBatch:
-    """One sequence per distinct query: the query, then every distinct response to it, once."""
-    responses: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
-    for row in rows:
-        found = responses.setdefault(tuple(row.query), {})
-        for side in (row.chosen, row.rejected):
-            found.setdefault(_unpadded(side, pad_id), len(found) + 1)
-    lines, positions, segments = [], [], []
-    ends: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, int]] = {}
-    for at, (query, found) in enumerate(responses.items()):
-        line, place, segment = list(query), list(range(len(query))), [0] * len(query)
-        for response, number in found.items():
-            line += response
-            place += range(len(query), len(query) + len(response))
-            segment += [number] * len(response)
-            ends[query, response] = (at, len(line) - 1)
-        lines.append(line)
-        positions.append(place)
-        segments.append(segment)
-    tokens_BT, _ = padded(lines, pad_id, multiple=multiple)
-    width = tokens_BT.shape[1]
-    sides = [
-        [ends[tuple(row.query), _unpadded(side, pad_id)] for side in (row.chosen, row.rejected)]
-        for row in rows
-    ]
+    """Pairs as `shared_batch` lays their responses out."""
+    sides = [(row.query, side) for row in rows for side in (row.chosen, row.rejected)]
+    found = shared_batch(sides, pad_id=pad_id, multiple=multiple)
     return SharedPairBatch(
-        tokens_BT=tokens_BT,
-        positions_BT=padded(positions, 0, multiple=multiple)[0],
-        segments_BT=padded(segments, -1, multiple=multiple)[0],
-        ends_N2=torch.tensor([[at * width + end for at, end in pair] for pair in sides]),
+        tokens_BT=found.tokens_BT,
+        positions_BT=found.positions_BT,
+        segments_BT=found.segments_BT,
+        ends_N=found.ends_N.view(-1, 2).T.flatten(),
         margin_N=torch.tensor([row.margin for row in rows], dtype=torch.float32),
     )
 

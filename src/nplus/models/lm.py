@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nplus.batches import PackedBatch, SharedPairBatch
+from nplus.batches import PackedBatch, SharedBatch
 from nplus.models.trunk import Kept, kept_of, last_states
 from nplus.ops.logprobs import entropy_from_logits, gather_logprobs, head_logprobs
 
@@ -58,7 +58,7 @@ def model_inputs(model: PreTrainedModel, tokens_BT: Tensor, mask_BT: Tensor) -> 
     }
 
 
-def shared_inputs(model: PreTrainedModel, batch: SharedPairBatch | PackedBatch) -> dict[str, Any]:
+def shared_inputs(model: PreTrainedModel, batch: SharedBatch | PackedBatch) -> dict[str, Any]:
     """Keyword arguments of a forward over responses that share a query, or sequences that share a
     row; id 0 in padding."""
     sees_B1TT = batch.sees_BTT()[:, None]

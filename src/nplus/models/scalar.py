@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from nplus.batches import SharedPairBatch
+from nplus.batches import SharedBatch
 from nplus.models.files import built_aside, load_complete
 from nplus.models.golden import check_golden, write_golden
 from nplus.models.lm import hidden_at, model_inputs, set_dropout, shared_inputs, trailing_hidden
@@ -128,26 +128,25 @@ class ScalarModel(torch.nn.Module):
         rows_B = torch.arange(len(read_B), device=read_B.device)
         return self.head(hidden_BWH[rows_B, read_B - (length - width)])
 
-    def pair_scores(self, batch: SharedPairBatch) -> Tensor:
-        """[2N] float32: the chosen responses' scores, then the rejected ones', query read once."""
+    def shared_scores(self, batch: SharedBatch) -> Tensor:
+        """[N] float32: the score of each of the batch's responses, their queries read once."""
         width = batch.tokens_BT.shape[1]
-        read_U, of_2N = self._read(batch).unique(return_inverse=True)
+        read_U, of_N = self._read(batch).unique(return_inverse=True)
         rows_U = read_U // width
         first_B = rows_U.bincount().cumsum(0).roll(1).index_fill_(0, rows_U[:1], 0)
         slots_U = torch.arange(len(read_U), device=read_U.device) - first_B[rows_U]
         columns_BW = read_U.new_zeros(len(batch.tokens_BT), int(slots_U.max()) + 1)
         columns_BW[rows_U, slots_U] = read_U % width
         hidden_BWH = hidden_at(self.network, shared_inputs(self.network, batch), columns_BW)
-        return self.head(hidden_BWH[rows_U, slots_U][of_2N])
+        return self.head(hidden_BWH[rows_U, slots_U][of_N])
 
-    def _read(self, batch: SharedPairBatch) -> Tensor:
-        """[2N]: row * T + column where each score is read; before an EOS alone the query ends."""
-        ends_2N = batch.ends_N2.T.flatten()
-        read_2N = ends_2N - self.tokens_back
+    def _read(self, batch: SharedBatch) -> Tensor:
+        """[N]: row * T + column where each score is read; before an EOS alone the query ends."""
+        read_N = batch.ends_N - self.tokens_back
         segment = batch.segments_BT.flatten()
-        row_2N = ends_2N // batch.tokens_BT.shape[1]
-        query_2N = row_2N * batch.tokens_BT.shape[1] + (batch.segments_BT == 0).sum(1)[row_2N] - 1
-        return torch.where(segment[read_2N] == segment[ends_2N], read_2N, query_2N)
+        row_N = batch.ends_N // batch.tokens_BT.shape[1]
+        query_N = row_N * batch.tokens_BT.shape[1] + (batch.segments_BT == 0).sum(1)[row_N] - 1
+        return torch.where(segment[read_N] == segment[batch.ends_N], read_N, query_N)
 
     def set_shift(self, shift: float | Tensor) -> None:
         """Subtract `shift` from every output from now on (Detail D5: the demonstrations' mean)."""

@@ -55,7 +55,7 @@ def _loop(train: DPOConfig) -> OnlineConfig:
         samples=SAMPLES,
         draw=("current@0.7",),
         response_length=RESPONSE_LENGTH,
-        micro_batch_size=256,
+        micro_batch_size=128,
         piece=256,
         valid_prompts=100,
         choose="last",

@@ -48,7 +48,7 @@ def online() -> RunConfig:
                 rounds=ROUNDS,
                 prompts=PROMPTS,
                 response_length=RESPONSE_LENGTH,
-                micro_batch_size=256,
+                micro_batch_size=128,
                 piece=256,
                 train=DPOConfig(optim=OPTIM, batch=BATCH, beta=0.1, epochs=1),
             ),

@@ -63,7 +63,7 @@ def micro_batches(rows: list[PairRow], size: int, layout: str, pad_id: int) -> l
 def _scores(model: ScalarModel, batch: Pairs) -> Tensor:
     """[2N]: chosen scores, then rejected."""
     if isinstance(batch, SharedPairBatch):
-        return model.pair_scores(batch)
+        return model.shared_scores(batch)
     return pair_scores(model, batch)
 
 

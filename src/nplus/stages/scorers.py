@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from nplus.data.collate import WIDTH_MULTIPLE, pair_rows, shared_pair_batch, text_batch
+from nplus.data.collate import WIDTH_MULTIPLE, shared_batch, text_batch
 from nplus.data.tokens import Codec
 from nplus.data.world.facts import FactSheet
 from nplus.data.world.gold import GoldScore, GoldScorer
 from nplus.metrics import Mean
 from nplus.models.scalar import ScalarModel
 from nplus.records import Comparison, Demonstration, InputError, Sample, parse_lines
+
+SHARED_ROW = 512
+"""Tokens of a row of responses that share a query, unless the query alone has half of them."""
 
 
 def read_facts(path: Path) -> dict[str, FactSheet]:
@@ -52,7 +56,7 @@ class Gold:
 class RewardScorer:
     """A Bradley-Terry reward model read at the EOS of query + response (Detail D4).
 
-    `shared`: responses that are compared share one reading of their query.
+    `shared`: where queries have several responses, those share one reading of their query.
     """
 
     def __init__(
@@ -62,45 +66,45 @@ class RewardScorer:
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        device = next(self.model.parameters()).device
-        order = sorted(
-            range(len(samples)), key=lambda i: len(samples[i].query) + len(samples[i].response)
-        )
+        """One score a sample, `size` of them at once."""
+        queries = {sample.query for sample in samples}
+        shared = self.shared and len(samples) >= 2 * len(queries)
+        batch_scores = self._together if shared else self._apart
+        order = sorted(range(len(samples)), key=lambda i: _place(samples[i], shared))
         scores = [0.0] * len(samples)
         for start in range(0, len(order), self.size):
             picked = order[start : start + self.size]
-            texts = [(samples[i].query, samples[i].response) for i in picked]
-            tokens_BT, mask_BT = text_batch(self.codec, texts, multiple=WIDTH_MULTIPLE)
-            found = self.model.scores(tokens_BT.to(device), mask_BT.to(device)).tolist()
-            for i, value in zip(picked, found, strict=True):
+            found = batch_scores([(samples[i].query, samples[i].response) for i in picked])
+            for i, value in zip(picked, found.tolist(), strict=True):
                 scores[i] = value
         return scores
 
-    @torch.no_grad()
+    def _apart(self, texts: Sequence[tuple[str, str]]) -> Tensor:
+        tokens_BT, mask_BT = text_batch(self.codec, texts, multiple=WIDTH_MULTIPLE)
+        return self.model.scores(tokens_BT.to(self.model.device), mask_BT.to(self.model.device))
+
+    def _together(self, texts: Sequence[tuple[str, str]]) -> Tensor:
+        rows = self.codec.encode_pairs([query for query, _ in texts], [text for _, text in texts])
+        batch = shared_batch(
+            rows, pad_id=self.codec.pad_id, multiple=WIDTH_MULTIPLE, longest=SHARED_ROW
+        )
+        return self.model.shared_scores(batch.to(self.model.device))
+
     def pairs(self, comparisons: Sequence[Comparison]) -> list[tuple[float, float]]:
         """Scores of the two responses of each comparison, in the comparison's order."""
-        if not self.shared:
-            samples = [Sample(c.id, c.query, text) for c in comparisons for text in c.responses]
-            scores = self.score(samples)
-            return list(zip(scores[::2], scores[1::2], strict=True))
-        rows = pair_rows(self.codec, comparisons)
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].query), rows[i].query))
-        found = [(0.0, 0.0)] * len(rows)
-        for start in range(0, len(order), self.size):
-            picked = order[start : start + self.size]
-            batch = shared_pair_batch(
-                [rows[i] for i in picked], pad_id=self.codec.pad_id, multiple=WIDTH_MULTIPLE
-            )
-            better, worse = self.model.pair_scores(batch.to(self.model.device)).chunk(2)
-            for i, pair in zip(
-                picked, zip(better.tolist(), worse.tolist(), strict=True), strict=True
-            ):
-                found[i] = pair if comparisons[i].choice == 0 else pair[::-1]
-        return found
+        samples = [Sample(c.id, c.query, text) for c in comparisons for text in c.responses]
+        scores = self.score(samples)
+        return list(zip(scores[::2], scores[1::2], strict=True))
 
     def margins(self, comparisons: Sequence[Comparison]) -> list[float]:
         """Score of the chosen response minus that of the other."""
         return margins(comparisons, self.pairs(comparisons))
+
+
+def _place(sample: Sample, shared: bool) -> tuple[int, str]:
+    """Texts of like length are scored together, and those that share a query one after another."""
+    query, response = sample.query, sample.response
+    return (len(query), query) if shared else (len(query) + len(response), "")
 
 
 def margins(comparisons: Sequence[Comparison], pairs: Sequence[tuple[float, float]]) -> list[float]:

@@ -24,10 +24,11 @@ def scorers_of(ctx: Context) -> dict[str, Scorer]:
     """Who scores, by the hash of its weights: the reward model, or an ensemble of them."""
     cfg = settings(ctx)
     names = reward_stages(ctx.config.reward) if cfg.scorer == "ensemble" else ("reward",)
+    shared = ctx.config.reward.layout == "shared"
     found: dict[str, Scorer] = {}
     for name in names:
         model = ctx.scalar(ctx.dirs[name].model).eval()
-        scorer = RewardScorer(model, ctx.codec, size=cfg.micro_batch_size)
+        scorer = RewardScorer(model, ctx.codec, size=cfg.micro_batch_size, shared=shared)
         found[weights_hash(ctx.dirs[name])] = combined(scorer, ctx.config.scoring)
     if len(found) < len(names):
         raise InputError(

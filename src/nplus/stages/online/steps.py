@@ -17,7 +17,7 @@ from nplus.stages.online import choose, pair, prompts, sample, score, train, val
 from nplus.stages.online.common import begins_at, policy_stage, refers_to, rounds_used
 from nplus.stages.online.validate import BASE
 
-VERSIONS = {"sample": 1, "score": 1, "pair": 1, "train": 1, "validate": 1}
+VERSIONS = {"sample": 1, "score": 2, "pair": 1, "train": 1, "validate": 1}
 """Raised when a step's algorithm changes, so that old results are not taken for new ones."""
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
