@@ -27,8 +27,7 @@ from nplus.config import (
 from nplus.recipes.real import real
 from nplus.recipes.toy import RESPONSE_LENGTH, toy
 
-ROUNDS, PROMPTS = 3, 1_000
-OPTIM = OptimConfig(learning_rate=3e-4, warmup_steps=10)
+ROUNDS, PROMPTS, TEST = 3, 1_000, 1_500
 BATCH = BatchConfig(batch_size=48, micro_batch_size=24)
 
 
@@ -40,9 +39,19 @@ def online() -> RunConfig:
         update={
             "recipe": "toy:online",
             "ppo": None,
+            # Differences of a few points are told apart by no fewer posts.
+            "data": base.data.model_copy(
+                update={"world": base.data.world.model_copy(update={"test": TEST})}
+            ),
+            # One reward model in three of this size misses a kind of fact that the others know.
+            "reward": base.reward.model_copy(update={"members": 3}),
             # Rounds train on 1, 2 and 3 thousand pairs: six thousand pairs of steps, as offline.
             "dpo": DPOConfig(
-                optim=OPTIM, batch=BATCH, beta=0.1, epochs=2, max_rows=ROUNDS * PROMPTS
+                optim=OptimConfig(learning_rate=3e-4, warmup_steps=10),
+                batch=BATCH,
+                beta=0.1,
+                epochs=2,
+                max_rows=ROUNDS * PROMPTS,
             ),
             "online": OnlineConfig(
                 rounds=ROUNDS,
@@ -50,7 +59,17 @@ def online() -> RunConfig:
                 response_length=RESPONSE_LENGTH,
                 micro_batch_size=128,
                 piece=256,
-                train=DPOConfig(optim=OPTIM, batch=BATCH, beta=0.1, epochs=1),
+                draw=("current@0.8", "current@0.5"),
+                scorer="ensemble",
+                # The reward models may err in one label of five; without that, and with steps as
+                # long as gradients make them, the third round goes too far.
+                train=DPOConfig(
+                    optim=OptimConfig(learning_rate=2e-4, warmup_steps=10, max_grad_norm=1.0),
+                    batch=BATCH,
+                    beta=0.1,
+                    label_smoothing=0.2,
+                    epochs=1,
+                ),
             ),
         }
     )
