@@ -124,6 +124,19 @@ def summary(program: Program) -> dict[str, Any]:
     }
 
 
+def trl_step(precision: str) -> dict[str, Any]:
+    """The part of a TRL config that says how a step moves the weights: as nplus's."""
+    return {
+        "gradient_checkpointing": False,
+        "bf16": precision == "bfloat16",
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "adam_epsilon": 1e-5,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+    }
+
+
 def require_parity(programs: list[Program], bounds: Sequence[float]) -> dict[str, float]:
     """Relative differences of what the programs computed before they are timed, to the first.
 

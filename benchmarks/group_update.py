@@ -16,7 +16,7 @@ from typing import Any
 
 import roofline
 import torch
-from common import Program, keep, require_parity, run, summary
+from common import Program, keep, require_parity, run, summary, trl_step
 from ppo_update import FAST, NEW_TOKENS, PROMPT_TOKENS, SHAPES, build
 from roofline import VOCAB, Sizes
 
@@ -80,16 +80,7 @@ def ours(kind: str, precision: str, micro: int, extra: list[str]) -> list[str]:
 
 def theirs(kind: str, rows: int, precision: str) -> Spec:
     """Arguments of the rival's config; what is not named is its default."""
-    found: Spec = {
-        "gradient_checkpointing": False,
-        "bf16": precision == "bfloat16",
-        "learning_rate": 1e-4,
-        "lr_scheduler_type": "constant",
-        "adam_epsilon": 1e-5,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "temperature": 0.7,
-    }
+    found = trl_step(precision) | {"temperature": 0.7}
     if kind == "online-dpo":  # rows are prompts, of two responses each
         return found | {
             "per_device_train_batch_size": rows // 2,

@@ -19,7 +19,7 @@ from typing import Any
 
 import roofline
 import torch
-from common import Program, keep, require_parity, run, summary
+from common import Program, keep, require_parity, run, summary, trl_step
 from ppo_update import SHAPES, corpus, network
 from roofline import VOCAB, Sizes
 
@@ -118,16 +118,9 @@ def ours(stage: str, precision: str, products: str, extra: list[str]) -> list[st
 
 def theirs(stage: str, rows: int, precision: str) -> Spec:
     """Arguments of the rival's config; what is not named is its default."""
-    found: Spec = {
+    found = trl_step(precision) | {
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": BATCH // rows,
-        "gradient_checkpointing": False,
-        "bf16": precision == "bfloat16",
-        "learning_rate": 1e-4,
-        "lr_scheduler_type": "constant",
-        "adam_epsilon": 1e-5,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
     }
     return found | {"sft": {}, "reward": {}, "dpo": {"beta": 0.05}}[stage.split("-")[0]]
 

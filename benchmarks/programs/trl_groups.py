@@ -23,7 +23,7 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
-from trl_trainers import Gate, first_step
+from trl_trainers import QUIET, Gate, first_step
 
 KINDS = {
     "rloo": (RLOOTrainer, RLOOConfig),
@@ -110,11 +110,7 @@ def trainer_of(spec, **args):
     trainer = trainer_class(
         args=config_class(
             output_dir=tempfile.mkdtemp(),
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
+            **QUIET,
             **spec["args"],
             **args,
         ),

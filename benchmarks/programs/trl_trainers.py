@@ -29,6 +29,15 @@ KINDS = {
     "dpo": (DPOTrainer, DPOConfig, AutoModelForCausalLM),
 }
 
+QUIET = {
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+"""Arguments of every config: on the CPU, and nothing written or drawn beside the steps."""
+
 
 class Gate(TrainerCallback):
     """Holds the trainer before the first step and after every `steps`."""
@@ -88,11 +97,7 @@ def trainer_of(spec, *, order, **args):
     trainer = trainer_class(
         args=config_class(
             output_dir=tempfile.mkdtemp(),
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
+            **QUIET,
             train_sampling_strategy=order,
             **spec["args"],
             **args,
