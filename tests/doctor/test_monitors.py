@@ -10,7 +10,8 @@ import pytest
 
 from nplus.glossary import METRICS, TRAINED
 from nplus.stages.doctor import monitors
-from nplus.stages.doctor.monitors import MONITORS, append, columns_of, journal_findings
+from nplus.stages.doctor.monitors import MONITORS, journal_findings
+from nplus.stages.doctor.windows import append, columns_of
 
 UPDATES = 60
 
@@ -196,6 +197,26 @@ def losses(last, count=100, seed=0):
 def test_a_loss_that_rises(stage):
     assert set(named(losses(4.0), stage)) == {"loss_rising"}
     assert all(named(losses(last, seed=s), stage) == {} for last in (1.0, 2.0) for s in range(20))
+
+
+def chosen(first, last, count=62, spread=0.6, seed=0):
+    dice = random.Random(seed)
+    return [
+        {"logps/chosen": first + (last - first) * step / count + dice.gauss(0, spread)}
+        for step in range(count)
+    ]
+
+
+@pytest.mark.parametrize("stage", ["dpo", "round3", "round3_train"])
+def test_preferred_responses_that_become_unlikely(stage):
+    assert set(named(chosen(-11.2, -20.3), stage)) == {"chosen_unlikely"}
+    assert set(named(chosen(-280.0, -600.0, spread=30), stage)) == {"chosen_unlikely"}
+    for seed in range(20):
+        assert named(chosen(-11.2, -13.5, seed=seed), stage) == {}
+        assert named(chosen(-280.0, -340.0, spread=30, seed=seed), stage) == {}
+        assert named(chosen(-2.0, -4.0, seed=seed, spread=0.2), stage) == {}  # three tokens
+        assert named(chosen(-11.2, -20.3, count=20, seed=seed), stage) == {}
+    assert named(chosen(-11.2, -20.3), "sft") == {}
 
 
 def test_a_reward_model_at_chance():

@@ -300,6 +300,16 @@ KINDS = (
         "Lower the stage's optim.learning_rate, or set optim.warmup_steps.",
     ),
     Kind(
+        "chosen_unlikely",
+        "warning",
+        "training",
+        "The preferred responses have become far less likely, with those they were preferred to.",
+        "The loss reads differences alone, so probability goes to texts that are in no pair: "
+        "responses that never end, or repeat. Too long steps over old pairs do it.",
+        "Lower the learning rate or raise beta (dpo, online.train), or set label_smoothing, "
+        "rpo_alpha or dpop_lambda.",
+    ),
+    Kind(
         "reward_at_chance",
         "warning",
         "training",

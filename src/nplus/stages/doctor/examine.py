@@ -29,10 +29,11 @@ from nplus.stages.doctor.environment import (
     need_findings,
     this_machine,
 )
-from nplus.stages.doctor.monitors import append, journal_findings
+from nplus.stages.doctor.monitors import journal_findings
 from nplus.stages.doctor.probes import active_dropout, score_invariance, shifted_positions
 from nplus.stages.doctor.settings import settings_findings
 from nplus.stages.doctor.text import ROWS, text_findings, tokenizer_findings
+from nplus.stages.doctor.windows import append
 from nplus.stages.tuning.settle import settle
 
 LOOKS = 200

@@ -8,69 +8,23 @@ paper, have never been.
 from __future__ import annotations
 
 import math
+import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from nplus.findings import Finding, found
 from nplus.stages.doctor.bounds import LOGPROB
-
-Columns = Mapping[str, Sequence[float]]
-"""Metrics by name, one value a step, in order; NaN where a step has none."""
-WINDOW = 5
-LEAST = 8
-"""Steps from which on a change is judged."""
-SIGMAS = 4.0
-"""A run asks the same question at every update, so the answer has to be surer than 95%."""
-
-
-def columns_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Columns of journalled metrics."""
-    columns: dict[str, list[float]] = {}
-    for count, metrics in enumerate(rows):
-        append(columns, metrics, count)
-    return columns
-
-
-def append(columns: dict[str, list[float]], metrics: Mapping[str, Any], count: int) -> None:
-    """Add the metrics of one step to columns of `count` steps."""
-    for name in {*columns, *metrics}:
-        value = metrics.get(name)
-        number = math.nan if value is None else float(value)
-        columns.setdefault(name, [math.nan] * count).append(number)
-
-
-# --- windows ------------------------------------------------------------------------------------
-
-
-def _known(column: Sequence[float]) -> list[float]:
-    return [x for x in column if math.isfinite(x)]
-
-
-def _of(columns: Columns, name: str, least: int) -> list[float] | None:
-    """The known values of a metric; None where they are fewer than `least`."""
-    known = _known(columns.get(name, ()))
-    return known if len(known) >= least else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _noise(values: Sequence[float]) -> float:
-    """Standard deviation around a slow trend: from the steps between neighbours, as von Neumann's
-    ratio takes it."""
-    steps = [(b - a) ** 2 for a, b in pairwise(values)]
-    return math.sqrt(_mean(steps) / 2) if steps else 0.0
-
-
-def _rise(values: Sequence[float], window: int = WINDOW) -> tuple[float, float]:
-    """`(rise, standard error)` from the first window to the last."""
-    window = min(window, len(values) // 2)
-    rise = _mean(values[-window:]) - _mean(values[:window])
-    return rise, _noise(values) * math.sqrt(2 / window)
-
+from nplus.stages.doctor.windows import (
+    LEAST,
+    SIGMAS,
+    WINDOW,
+    Columns,
+    known_of,
+    known_values,
+    mean_of,
+    noise,
+    rise_of,
+)
 
 # --- PPO ----------------------------------------------------------------------------------------
 
@@ -127,12 +81,12 @@ def _first(columns: Columns, *names: str) -> tuple[float, ...] | None:
 
 def kl_negative(columns: Columns) -> Finding | None:
     """k1 is signed (Detail F3): only a mean below 0 by more than its error is a fault."""
-    kl = _of(columns, "objective/kl", WINDOW - 1)
+    kl = known_of(columns, "objective/kl", WINDOW - 1)
     if kl is None:
         return None
     last = kl[-LEAST:]
-    mean = _mean(last)
-    errors = _known(list(columns.get("objective/kl_stderr", ()))[-len(last) :])
+    mean = mean_of(last)
+    errors = known_values(list(columns.get("objective/kl_stderr", ()))[-len(last) :])
     if len(errors) == len(last) and any(errors):
         error = math.sqrt(sum(e * e for e in errors)) / len(last)
     else:
@@ -151,15 +105,15 @@ def kl_negative(columns: Columns) -> Finding | None:
 
 def kl_large(columns: Columns) -> Finding | None:
     """Healthy toys stay below 0.45 nats a token; 50 nats in 45 tokens went with lost win rates."""
-    per_token = _of(columns, "objective/kl_per_token", 3)
-    if per_token is None or _mean(per_token[-3:]) <= 0.75:
+    per_token = known_of(columns, "objective/kl_per_token", 3)
+    if per_token is None or mean_of(per_token[-3:]) <= 0.75:
         return None
-    kl = _known(columns.get("objective/kl", ()))[-3:] or [math.nan]
+    kl = known_values(columns.get("objective/kl", ()))[-3:] or [math.nan]
     return found(
         "kl_large",
-        f"{_mean(per_token[-3:]):.2g} nats a token, {_mean(kl):.3g} a response",
-        kl_per_token=_mean(per_token[-3:]),
-        kl=_mean(kl),
+        f"{mean_of(per_token[-3:]):.2g} nats a token, {mean_of(kl):.3g} a response",
+        kl_per_token=mean_of(per_token[-3:]),
+        kl=mean_of(kl),
     )
 
 
@@ -177,9 +131,9 @@ def reward_hacking(columns: Columns) -> Finding | None:
         total.append(total[-1] + g)
     means = [(total[i + WINDOW] - total[i]) / WINDOW for i in range(len(golds) - WINDOW + 1)]
     best = max(range(len(means)), key=means.__getitem__)
-    drop, error = means[best] - means[-1], _noise(golds) * math.sqrt(2 / WINDOW)
-    at_best = _mean([s for _, s in pairs[best : best + WINDOW]])
-    now = _mean([s for _, s in pairs[-WINDOW:]])
+    drop, error = means[best] - means[-1], noise(golds) * math.sqrt(2 / WINDOW)
+    at_best = mean_of([s for _, s in pairs[best : best + WINDOW]])
+    now = mean_of([s for _, s in pairs[-WINDOW:]])
     if drop <= SIGMAS * error or drop <= 0 or now <= at_best:
         return None
     return found(
@@ -197,23 +151,24 @@ def reward_hacking(columns: Columns) -> Finding | None:
 
 def length_hacking(columns: Columns) -> Finding | None:
     """Score and length rise together, and gold, where there is one, does not."""
-    scores = _of(columns, "objective/scores", 2 * WINDOW + 2)
-    lengths = _of(columns, "val/response_length", 2 * WINDOW + 2)
+    scores = known_of(columns, "objective/scores", 2 * WINDOW + 2)
+    lengths = known_of(columns, "val/response_length", 2 * WINDOW + 2)
     if scores is None or lengths is None or len(scores) != len(lengths):
         return None
     stride = max(1, len(scores) // 200)
     correlation = _correlation(scores[::stride], lengths[::stride])
-    (gain, error), growth = _rise(scores), _mean(lengths[-WINDOW:]) / max(_mean(lengths[:3]), 1e-9)
+    (gain, error), now = rise_of(scores), mean_of(lengths[-WINDOW:])
+    growth = now / max(mean_of(lengths[:3]), 1e-9)
     if correlation < 0.8 or growth < 1.25 or gain <= SIGMAS * error:
         return None
-    gold = _of(columns, "objective/gold", 2 * WINDOW + 2)
+    gold = known_of(columns, "objective/gold", 2 * WINDOW + 2)
     if gold is not None:
-        better, doubt = _rise(gold)
+        better, doubt = rise_of(gold)
         if better > 2 * doubt:
             return None
     return found(
         "length_hacking",
-        f"responses grew by {growth - 1:.0%} to {_mean(lengths[-WINDOW:]):.3g} tokens, correlated "
+        f"responses grew by {growth - 1:.0%} to {now:.3g} tokens, correlated "
         f"with the score at {correlation:.2f} over {len(scores)} updates"
         + (", and gold did not rise" if gold is not None else ""),
         growth=growth,
@@ -233,24 +188,24 @@ def _correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 def value_useless(columns: Columns) -> Finding | None:
     """Explained variance below 0 for long; below 0 at first is how every critic begins."""
-    explained = _of(columns, "val/explained_variance", 40)
+    explained = known_of(columns, "val/explained_variance", 40)
     if explained is None or max(explained[-20:]) >= -0.05:
         return None
     return found(
         "value_useless",
         f"explained variance was below {max(explained[-20:]):.2g} in each of the last 20 updates "
-        f"of {len(explained)}, {_mean(explained[-20:]):.2g} on average",
-        explained_variance=_mean(explained[-20:]),
+        f"of {len(explained)}, {mean_of(explained[-20:]):.2g} on average",
+        explained_variance=mean_of(explained[-20:]),
         updates=len(explained),
     )
 
 
 def entropy_collapse(columns: Columns) -> Finding | None:
     """A tenth of what it was, or next to nothing. Healthy toys keep two fifths."""
-    entropy = _of(columns, "policy/entropy_avg", LEAST)
+    entropy = known_of(columns, "policy/entropy_avg", LEAST)
     if entropy is None:
         return None
-    before, now = _mean(entropy[:3]), _mean(entropy[-WINDOW:])
+    before, now = mean_of(entropy[:3]), mean_of(entropy[-WINDOW:])
     if now > max(0.1 * before, 0.005):
         return None
     return found(
@@ -263,10 +218,10 @@ def entropy_collapse(columns: Columns) -> Finding | None:
 
 def eos_rate_low(columns: Columns) -> Finding | None:
     """Below a half, or a quarter below where it began."""
-    rate = _of(columns, "val/eos_rate", LEAST)
+    rate = known_of(columns, "val/eos_rate", LEAST)
     if rate is None:
         return None
-    before, now = _mean(rate[:3]), _mean(rate[-WINDOW:])
+    before, now = mean_of(rate[:3]), mean_of(rate[-WINDOW:])
     if now >= 0.5 and now >= before - 0.25:
         return None
     return found(
@@ -280,10 +235,10 @@ def eos_rate_low(columns: Columns) -> Finding | None:
 
 def clip_fraction_high(columns: Columns) -> Finding | None:
     """Healthy toys begin at 0.13; the paper's traces stay below 0.08."""
-    clipped = _of(columns, "policy/clipfrac_avg", WINDOW)
-    if clipped is None or _mean(clipped[-WINDOW:]) <= 0.35:
+    clipped = known_of(columns, "policy/clipfrac_avg", WINDOW)
+    if clipped is None or mean_of(clipped[-WINDOW:]) <= 0.35:
         return None
-    now = _mean(clipped[-WINDOW:])
+    now = mean_of(clipped[-WINDOW:])
     return found(
         "clip_fraction_high",
         f"{now:.0%} of the tokens of the last {WINDOW} updates",
@@ -293,10 +248,10 @@ def clip_fraction_high(columns: Columns) -> Finding | None:
 
 def update_too_large(columns: Columns) -> Finding | None:
     """Healthy toys begin at 0.1 and are at 0.03 by the second update; the paper's at 0.008."""
-    approxkl = _of(columns, "policy/approxkl_avg", WINDOW)
-    if approxkl is None or _mean(approxkl[-WINDOW:]) <= 0.15:
+    approxkl = known_of(columns, "policy/approxkl_avg", WINDOW)
+    if approxkl is None or mean_of(approxkl[-WINDOW:]) <= 0.15:
         return None
-    now = _mean(approxkl[-WINDOW:])
+    now = mean_of(approxkl[-WINDOW:])
     return found(
         "update_too_large",
         f"approxkl is {now:.2g} over the last {WINDOW} updates: a log-ratio of "
@@ -307,10 +262,10 @@ def update_too_large(columns: Columns) -> Finding | None:
 
 def score_spread_lost(columns: Columns) -> Finding | None:
     """A tenth of the standard deviation at the start."""
-    spread = _of(columns, "objective/scores_std", LEAST)
+    spread = known_of(columns, "objective/scores_std", LEAST)
     if spread is None:
         return None
-    before, now = _mean(spread[:3]), _mean(spread[-WINDOW:])
+    before, now = mean_of(spread[:3]), mean_of(spread[-WINDOW:])
     if now > 0.1 * before or before == 0:
         return None
     return found(
@@ -326,11 +281,11 @@ def score_spread_lost(columns: Columns) -> Finding | None:
 
 def loss_rising(columns: Columns) -> Finding | None:
     """The last ten steps against the first ten."""
-    loss = _of(columns, "loss/train", 30)
+    loss = known_of(columns, "loss/train", 30)
     if loss is None:
         return None
-    rise, error = _rise(loss, 10)
-    before = _mean(loss[:10])
+    rise, error = rise_of(loss, 10)
+    before = mean_of(loss[:10])
     if rise <= SIGMAS * error or rise <= 0.05 * abs(before):
         return None
     return found(
@@ -342,13 +297,33 @@ def loss_rising(columns: Columns) -> Finding | None:
     )
 
 
+def chosen_unlikely(columns: Columns) -> Finding | None:
+    """Likelihood displacement (Razin et al., 2410.08847): a loss of differences alone lets the
+    preferred responses fall with the others, and what they lose goes to texts that no pair has."""
+    chosen = known_of(columns, "logps/chosen", 30)
+    if chosen is None:
+        return None
+    rise, error = rise_of(chosen, 5)
+    before = mean_of(chosen[:5])
+    if rise >= -SIGMAS * error or rise >= -max(0.5 * abs(before), 3.0):
+        return None
+    return found(
+        "chosen_unlikely",
+        f"their log-prob is {before + rise:.3g} nats over the last 5 steps, {before:.3g} over the "
+        "first 5",
+        logprob=before + rise,
+        logprob_at_start=before,
+        stderr=error,
+    )
+
+
 def reward_at_chance(columns: Columns) -> Finding | None:
     """Accuracy on training pairs, each before its step, over the second half of the steps."""
-    accuracy = _of(columns, "accuracy", 30)
+    accuracy = known_of(columns, "accuracy", 30)
     if accuracy is None:
         return None
     later = accuracy[len(accuracy) // 2 :]
-    mean, error = _mean(later), statistics.stdev(later) / math.sqrt(len(later))
+    mean, error = mean_of(later), statistics.stdev(later) / math.sqrt(len(later))
     if mean + SIGMAS * error >= 0.55:
         return None
     return found(
@@ -376,12 +351,14 @@ PPO: tuple[Monitor, ...] = (
 MONITORS: Mapping[str, tuple[Monitor, ...]] = {
     "pretrain": (loss_rising,),
     "sft": (loss_rising,),
-    "dpo": (loss_rising,),
+    "dpo": (loss_rising, chosen_unlikely),
     "reward": (loss_rising, reward_at_chance),
     "ppo": PPO,
     "reinforce": tuple(monitor for monitor in PPO if monitor is not value_useless),
     "online_dpo": (kl_negative, kl_large, reward_hacking, length_hacking, eos_rate_low),
 }
+ROUND = re.compile(r"round\d+")
+"""Stages of the online loop; those that train do so as DPO does."""
 ONLINE = ("ppo", "reinforce")
 """Stages whose first update is an identity: no KL yet, and a ratio of 1."""
 
@@ -393,7 +370,8 @@ def journal_findings(
 
     `rollout` and `training` are the precisions of an online stage's forwards (`bounds.py`).
     """
-    found_here = [monitor(columns) for monitor in MONITORS.get(stage, ())]
+    kind = "dpo" if ROUND.match(stage) else stage
+    found_here = [monitor(columns) for monitor in MONITORS.get(kind, ())]
     if stage in ONLINE:
         found_here += [kl_at_start(columns, rollout), ratio_at_start(columns, training)]
     yield from (finding for finding in found_here if finding is not None)

@@ -19,7 +19,7 @@ from nplus.models.golden import FILE
 from nplus.runs import StageDir
 from nplus.stages.doctor.bounds import precision_of, precisions_of
 from nplus.stages.doctor.environment import machine_findings, need_findings, this_machine
-from nplus.stages.doctor.monitors import append, columns_of, journal_findings
+from nplus.stages.doctor.monitors import journal_findings
 from nplus.stages.doctor.probes import (
     active_dropout,
     sampled_rows,
@@ -29,6 +29,7 @@ from nplus.stages.doctor.probes import (
 )
 from nplus.stages.doctor.settings import settings_findings
 from nplus.stages.doctor.text import ROWS, text_findings
+from nplus.stages.doctor.windows import append, columns_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
