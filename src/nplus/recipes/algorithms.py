@@ -18,9 +18,9 @@ from nplus.config import (
 )
 from nplus.recipes.toy import RESPONSE_LENGTH, toy
 
-ROLLOUTS = 8_192
+ROLLOUTS = 4_096
 """Responses drawn and scored in training, by every algorithm."""
-BATCH, UPDATES_APART = 64, 16
+BATCH, UPDATES_APART = 64, 8
 """Rollouts of an update; updates from one judged policy to the next."""
 SAMPLES, ROUNDS = 8, 4
 """Of the loops: responses to a prompt, and rounds of as many rollouts."""
