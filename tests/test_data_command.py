@@ -119,6 +119,13 @@ def test_wrong_options_are_one_message():
         assert said in result.stderr
 
 
+def test_wrong_options_are_told_before_a_tokenizer_is_loaded(monkeypatch):
+    monkeypatch.setattr("nplus.models.files.model_source", lambda config: pytest.fail("loaded"))
+    write("p.jsonl", posts())
+    for arguments in (["none.jsonl"], ["p.jsonl", "--set", "data.template='{post'"]):
+        assert call(*arguments).exit_code == 2, arguments
+
+
 def test_markup_in_texts_is_text():
     write("p.jsonl", [{"post": "[bold]a[/bold] [/red] x", "summary": "[/]"} for _ in range(2)])
     result = call("p.jsonl", "--recipe", "toy")

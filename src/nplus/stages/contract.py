@@ -18,7 +18,7 @@ from nplus.data.check.source import first_rows, parts
 from nplus.data.files import is_local
 from nplus.data.fit import Raw
 from nplus.data.sources import RawComparison, RawDemonstration
-from nplus.data.tldr import fill
+from nplus.data.tldr import fill, template_fields
 from nplus.records import Comparison, Demonstration, InputError, RowError
 
 if TYPE_CHECKING:
@@ -41,8 +41,11 @@ def check(
     source: str, config: RunConfig, tokenizer: Path | None = None, against: Iterable[str] = ()
 ) -> dict[str, Any]:
     """A source as a run of `config` would read it; the report says by which tokenizer."""
+    # InputError where nothing is there, or nothing can be made of it, before a tokenizer is loaded.
     if is_local(source):
-        next(parts(source))  # InputError where nothing is there, before a tokenizer is loaded
+        next(parts(source))
+    if config.data.template is not None:
+        template_fields(config.data.template)
     codec, told = codec_of(source, config, tokenizer)
     report = check_source(source, config.data, codec, against)
     return {"recipe": config.recipe, "tokenizer": told, "limits": _limits(config), **report}
