@@ -6,7 +6,6 @@ import pytest
 from typer.testing import CliRunner
 
 from nplus.cli import app
-from nplus.recipes.algorithms import ROLLOUTS
 from nplus.recipes.studies import STUDIES
 from nplus.records import Judgement, write_records
 from nplus.runs import Pipeline, RunRoot
@@ -188,10 +187,10 @@ def test_the_algorithms_have_the_same_budget():
             assert getattr(config, key) == getattr(configs["PPO"], key), (name, key)
         if config.online is not None:
             loop = config.online
-            assert loop.rounds * loop.prompts * loop.samples == ROLLOUTS
+            assert loop.rounds * loop.prompts * loop.samples == 4096
         for stage in (config.ppo, config.reinforce, config.online_dpo):
             if stage is not None:
-                assert stage.total_episodes == ROLLOUTS
+                assert stage.total_episodes == 4096
                 assert stage.sampling.temperature == 0.7
 
 

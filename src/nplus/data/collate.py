@@ -206,7 +206,8 @@ def shared_batch(
     lines: list[_Line] = []
     current: dict[tuple[int, ...], int] = {}
     ends: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, int]] = {}
-    for query, response in ((tuple(q), _unpadded(r, pad_id)) for q, r in rows):
+    keys = [(tuple(query), _unpadded(response, pad_id)) for query, response in rows]
+    for query, response in keys:
         if (query, response) in ends:
             continue
         at = current.get(query)
@@ -216,12 +217,11 @@ def shared_batch(
         ends[query, response] = at, lines[at].add(response, len(query))
     tokens_BT, _ = padded([line.tokens for line in lines], pad_id, multiple=multiple)
     width = tokens_BT.shape[1]
-    found = (ends[tuple(query), _unpadded(response, pad_id)] for query, response in rows)
     return SharedBatch(
         tokens_BT=tokens_BT,
         positions_BT=padded([line.positions for line in lines], 0, multiple=multiple)[0],
         segments_BT=padded([line.segments for line in lines], -1, multiple=multiple)[0],
-        ends_N=torch.tensor([at * width + column for at, column in found]),
+        ends_N=torch.tensor([at * width + column for at, column in map(ends.__getitem__, keys)]),
     )
 
 

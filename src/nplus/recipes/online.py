@@ -29,9 +29,8 @@ from nplus.recipes.toy import RESPONSE_LENGTH, toy
 
 ROUNDS, PROMPTS, TEST = 3, 400, 1_500
 
-# Validation posts chose these: an ensemble, since one reward model in three of this size misses a
-# kind of fact that the others know; smoothed labels and clipped steps, without which the third
-# round goes too far; and each side's learning rate.
+# Validation posts chose these (docs/lab-log.md): an ensemble, since reward models of this size
+# differ much by their seed; smoothed labels and clipped steps; and each side's learning rate.
 LOSS = {
     "batch": BatchConfig(batch_size=16, micro_batch_size=16),
     "beta": 0.1,
