@@ -16,6 +16,7 @@ from nplus.engines.protocol import Engine
 from nplus.models.critic import SharedCritic
 from nplus.models.lm import response_logprobs
 from nplus.models.scalar import ScalarModel
+from nplus.models.shared import shared_response_logprobs, sharing
 from nplus.ops.responses import contains_eos, value_mask_BR
 
 Critic = ScalarModel | SharedCritic
@@ -30,16 +31,23 @@ WIDTH_MULTIPLE = 16
 
 
 def _in_pieces(
-    fn: Callable[[Generation], Tensor], generation: Generation, size: int, positions: str
+    fn: Callable[[Generation], Tensor],
+    generation: Generation,
+    size: int,
+    positions: str,
+    shared: bool = False,
 ) -> Tensor:
     """[B] or [B, R]: `fn` of pieces of like rows, each without the padding it can do without.
 
-    Models that count columns as positions need all of them.
+    Models that count columns as positions need all of them. `shared`: rows of one prompt, side by
+    side in the generation, stay so.
     """
     width = generation.tokens_BR.shape[1]
-    lengths_B = generation.prompts.mask_BP.sum(1) + generation.response_mask_BR.sum(1)
+    lengths_B = generation.prompts.mask_BP.sum(1)
+    if not shared:
+        lengths_B = lengths_B + generation.response_mask_BR.sum(1)
     order_B = lengths_B.argsort(stable=True)
-    if order_B.device.type == "cpu":
+    if order_B.device.type == "cpu" and not shared:
         size = min(size, ROWS_ON_CPU)
     found = []
     for index in order_B.split(size):
@@ -71,24 +79,41 @@ def spare_columns(mask_BP: Tensor, more: int) -> int:
 
 @torch.no_grad()
 def logprobs_of(
-    model: torch.nn.Module, generation: Generation, temperature: float | None
+    model: torch.nn.Module,
+    generation: Generation,
+    temperature: float | None,
+    shared: bool = False,
 ) -> Tensor:
-    """[B, R] tempered log-probs of the sampled tokens by a full forward (details E5, E6)."""
+    """[B, R] tempered log-probs of the sampled tokens by a full forward (details E5, E6).
+
+    `shared`: each distinct prompt is read once.
+    """
     tokens_BT, mask_BT = generation.sequences()
     width = generation.tokens_BR.shape[1]
-    logprobs_BR, _ = response_logprobs(model, tokens_BT, mask_BT, width, temperature=temperature)
+    read = shared_response_logprobs if shared else response_logprobs
+    logprobs_BR, _ = read(model, tokens_BT, mask_BT, width, temperature=temperature)
     return logprobs_BR.masked_fill(~generation.response_mask_BR, 0.0)
 
 
 @torch.no_grad()
-def rm_scores(reward_model: ScalarModel, generation: Generation) -> Tensor:
-    """[B] reward read at each response's last real token (details D4, E7)."""
-    return reward_model.scores(*generation.sequences())
+def rm_scores(reward_model: ScalarModel, generation: Generation, shared: bool = False) -> Tensor:
+    """[B] reward read at each response's last real token (details D4, E7).
+
+    `shared`: each distinct prompt is read once.
+    """
+    tokens_BT, mask_BT = generation.sequences()
+    if not shared:
+        return reward_model.scores(tokens_BT, mask_BT)
+    response_BT = mask_BT.clone()
+    response_BT[:, : -generation.tokens_BR.shape[1]] = False
+    return reward_model.shared_scores(sharing(tokens_BT, mask_BT, response_BT))
 
 
-def scored(score: ScoreFn, generation: Generation, *, size: int, positions: str) -> Tensor:
-    """[B] scores, computed in pieces of at most `size` rows."""
-    return _in_pieces(score, generation, size, positions)
+def scored(
+    score: ScoreFn, generation: Generation, *, size: int, positions: str, shared: bool = False
+) -> Tensor:
+    """[B] scores, computed in pieces of at most `size` rows; `shared` as in `collect`."""
+    return _in_pieces(score, generation, size, positions, shared)
 
 
 def generate(
@@ -141,6 +166,7 @@ def collect(
     tempered: Collection[str] = ("old", "reference"),
     stop_token: str = "eos",
     positions: str = "real",
+    shared: bool = False,
     on_sampled: Callable[[], None] = lambda: None,
 ) -> Rollout:
     """Sample one response per prompt row and score it.
@@ -148,7 +174,8 @@ def collect(
     Detail E6: old log-probs come from a forward of the training path (`trainer`) or are the
     sampler's. Detail E5: both they and the reference's are tempered, unless left out of `tempered`.
     Detail E7: `stop_token="none"` scores and keeps what follows EOS. `positions` is how the models
-    count (Detail B6). `on_sampled` is called between sampling and scoring.
+    count (Detail B6). `shared`: the responses to a prompt, which stand side by side, share one
+    reading of it. `on_sampled` is called between sampling and scoring.
     """
     generation = generate(engine, prompts, sampling, noise_BR, size=size)
     on_sampled()
@@ -156,12 +183,14 @@ def collect(
     heat = {
         name: sampling.temperature if name in tempered else None for name in ("old", "reference")
     }
-    pieces = partial(_in_pieces, generation=generation, size=size, positions=positions)
+    pieces = partial(
+        _in_pieces, generation=generation, size=size, positions=positions, shared=shared
+    )
     if old_logprobs == "trainer":
-        old_BR = pieces(lambda g: logprobs_of(policy, g, heat["old"]))
+        old_BR = pieces(lambda g: logprobs_of(policy, g, heat["old"], shared))
     else:
         old_BR = generation.logprobs_BR.masked_fill(~generation.response_mask_BR, 0.0)
-    ref_BR = pieces(lambda g: logprobs_of(reference, g, heat["reference"]))
+    ref_BR = pieces(lambda g: logprobs_of(reference, g, heat["reference"], shared))
     return Rollout(
         generation=generation,
         logprobs_BR=old_BR,
@@ -178,13 +207,15 @@ def with_logprobs(
     temperature: float | None,
     size: int,
     positions: str,
+    shared: bool = False,
 ) -> Rollout:
     """The rollout with the log-probs that `policy` has now, by a forward of the training path."""
 
     def now(piece: Generation) -> Tensor:
-        return logprobs_of(policy, piece, temperature)
+        return logprobs_of(policy, piece, temperature, shared)
 
-    return replace(rollout, logprobs_BR=_in_pieces(now, rollout.generation, size, positions))
+    found_BR = _in_pieces(now, rollout.generation, size, positions, shared)
+    return replace(rollout, logprobs_BR=found_BR)
 
 
 @torch.no_grad()

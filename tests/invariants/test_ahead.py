@@ -139,7 +139,7 @@ def test_the_samplers_own_log_probs_leave_nothing_to_correct(group_trainer_of):
 
 @pytest.mark.parametrize("importance", ["truncate", "mask"])
 def test_old_responses_teach_too(importance, group_trainer_of, monkeypatch):
-    def says_seven(model, generation):
+    def says_seven(model, generation, shared):
         said = (generation.tokens_BR == 7) & generation.response_mask_BR
         return said.any(1).double()
 

@@ -28,6 +28,15 @@ def test_padding_of_training_batches(stage, width, row_trainer_of, monkeypatch):
     torch.testing.assert_close(moved, weights, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "simpo", "kto", "aot"])
+def test_pairs_that_share_a_reading_of_their_query(loss, pair_trainer_of):
+    expected, weights = trained(pair_trainer_of(loss))
+    found, moved = trained(pair_trainer_of(loss, layout="shared"))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-8, abs=1e-10)
+    torch.testing.assert_close(moved, weights, rtol=1e-8, atol=1e-10)
+
+
 @pytest.fixture
 def gathered(ppo_trainer_of):
     """`gathered(posts=lambda posts: posts)`: a rollout of some order of the prompts, by prompt."""

@@ -18,7 +18,7 @@ def scripted(monkeypatch):
     """Scores by prompt and response alone; `scripted.clear()` makes every prompt tell."""
     dull = set(DULL)
 
-    def scores(model, generation):
+    def scores(model, generation, shared):
         tokens = generation.tokens_BR.double().sum(1) % 97
         quiet = torch.tensor([key in dull for key in generation.prompts.keys])
         return tokens.masked_fill(quiet, 1.0)

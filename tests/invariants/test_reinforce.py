@@ -99,6 +99,21 @@ def test_a_second_process_that_shares_the_work(
     assert_same_run(found, alone(algorithm, **changed))
 
 
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "online_dpo"])
+def test_responses_that_share_a_reading_of_their_prompt(algorithm, alone, group_trainer_of):
+    whole = {"num_mini_batches": 1}  # parts of a pass are other ones: prompts are shuffled
+    found = run(group_trainer_of(algorithm, layout="shared", **whole))
+    assert_same_run(found, alone(algorithm, **whole))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_they_do_so_on_any_number_of_processes(world, group_trainer_of, in_ranks):
+    changed = {"layout": "shared", "num_mini_batches": 2}
+    expected = run(group_trainer_of("grpo", **changed))
+    for found in in_ranks(world, lambda ranks: run(group_trainer_of("grpo", ranks, **changed))):
+        assert_same_run(found, expected)
+
+
 def test_the_price_in_the_loss_is_steered(alone):
     prices = [metrics["objective/kl_coef"] for metrics, *_ in alone("grpo", **STEERED)[0]]
     assert len(set(prices)) == UPDATES
@@ -171,6 +186,26 @@ def test_a_prompt_is_read_once_for_all_its_responses(group_trainer_of, monkeypat
     assert read == [3]
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "online_dpo"])
+def test_training_reads_less_where_prompts_are_shared(algorithm, group_trainer_of):
+    def tokens_read(layout):
+        trainer = group_trainer_of(algorithm, layout=layout, num_generations=4, num_mini_batches=1)
+        read = []
+        trainer.policy.get_input_embeddings().register_forward_hook(
+            lambda _, given, __: read.append(given[0].numel())
+        )
+        minibatches, _ = trainer.method.minibatches(
+            trainer.groups().gather(trainer.posts[7:9], 0), 0, 0.0, 1
+        )
+        read.clear()
+        for micros in minibatches:
+            for micro in micros:
+                trainer.method.objective(micro)
+        return sum(read)
+
+    assert 0 < tokens_read("shared") < tokens_read("separate")
+
+
 def test_the_greedy_rival_is_the_argmax_response(group_trainer_of):
     trainer = group_trainer_of("remax")
     posts = trainer.posts[:3]
@@ -191,7 +226,7 @@ def test_the_greedy_rival_is_the_argmax_response(group_trainer_of):
 def test_an_update_without_any_group_left_moves_nothing(group_trainer_of, monkeypatch):
     trainer = group_trainer_of("dapo", missing_eos_penalty=None, overlong_share=None)
     monkeypatch.setattr(
-        scoring, "rm_scores", lambda model, generation: torch.zeros(len(generation)).double()
+        scoring, "rm_scores", lambda model, generation, _: torch.zeros(len(generation)).double()
     )
     before = run(trainer, [])[1].copy()
     found = trainer.update(0).metrics
@@ -203,20 +238,40 @@ def test_an_update_without_any_group_left_moves_nothing(group_trainer_of, monkey
     assert (run(trainer, [])[1] == before).all()
 
 
-def test_every_row_is_used_once_a_pass(group_trainer_of):
-    trainer = group_trainer_of("grpo")
+def numbered(trainer):
+    """A batch of 8 rows, two of each prompt, whose advantages are their numbers."""
     batch, _ = reinforce.credit(trainer.groups().gather(trainer.posts[:4], 0), trainer.cfg)
     numbers = torch.arange(8.0).unsqueeze(1).expand_as(batch.advantages_BR).double()
-    numbered = ReinforceBatch(
+    return ReinforceBatch(
         **{name: getattr(batch, name) for name in batch.__dataclass_fields__}
         | {"advantages_BR": numbers.clone()}
     )
-    rows = [
+
+
+def rows_of(trainer, batch, step=0):
+    """The numbers of the rows of each minibatch."""
+    return [
         [int(r) for micro in micros for r in micro.advantages_BR[:, 0]]
-        for micros in trainer.method.cut(numbered, 0)
+        for micros in trainer.method.cut(batch, step)
     ]
+
+
+def test_every_row_is_used_once_a_pass(group_trainer_of):
+    trainer = group_trainer_of("grpo")
+    batch = numbered(trainer)
+    rows = rows_of(trainer, batch)
     assert [len(each) for each in rows] == [4] * 4
     assert all(sorted(rows[i] + rows[i + 1]) == list(range(8)) for i in (0, 2))
-    kept = numbered.rows(torch.arange(3))  # what dynamic sampling may leave
+    kept = batch.rows(torch.arange(3))  # what dynamic sampling may leave
     sizes = [sum(map(len, micros)) for micros in trainer.method.cut(kept, 0)]
     assert sizes == [2, 1, 2, 1]
+
+
+def test_rows_that_share_a_prompt_stay_side_by_side(group_trainer_of):
+    trainer = group_trainer_of("grpo", layout="shared")
+    batch = numbered(trainer)
+    rows = [each for step in range(6) for each in rows_of(trainer, batch, step)]
+    assert all(sorted(rows[i] + rows[i + 1]) == list(range(8)) for i in range(0, len(rows), 2))
+    pairs = {(first, second) for each in rows for first, second in (each[:2], each[2:])}
+    assert pairs == {(0, 1), (2, 3), (4, 5), (6, 7)}
+    assert len({tuple(each) for each in rows}) > 2  # shuffled anew

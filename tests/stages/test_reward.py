@@ -8,7 +8,7 @@ from nplus.models.lm import set_dropout
 from nplus.models.scalar import ScalarModel
 from nplus.models.toy import build_toy
 from nplus.records import InputError
-from nplus.stages.reward import _require_shared
+from nplus.stages.forwards import require_apart
 
 PAD = 1
 ROW = PairRow(list(range(10, 40)), [50, 51, 52, 0], [60, 61, 62, 63, 0])
@@ -28,7 +28,7 @@ def model():
 def test_dropout_does_not_pass_for_a_network_that_ignores_the_mask(model):
     set_dropout(model, 0.5)
     model.train()
-    _require_shared(model, ROW, PAD)
+    require_apart(model, ROW, PAD, "reward.layout")
 
 
 def test_a_network_that_ignores_the_mask_is_refused(model, monkeypatch):
@@ -38,4 +38,4 @@ def test_a_network_that_ignores_the_mask_is_refused(model, monkeypatch):
         trunk, "forward", lambda *a, **k: plain(*a, **{**k, "attention_mask": None})
     )
     with pytest.raises(InputError, match=r"set reward\.layout=separate"):
-        _require_shared(model, ROW, PAD)
+        require_apart(model, ROW, PAD, "reward.layout")

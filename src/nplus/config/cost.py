@@ -90,7 +90,8 @@ def works(cfg: RunConfig, shape: Shape, budget: BudgetConfig) -> dict[str, Work]
         found["preference"] = Work(network, trained=cfg.preference.epochs * rows * lengths.together)
     if cfg.dpo is not None:
         rows = float(known_rows(cfg, "dpo") or 0)
-        found["dpo"] = _preferred(network, cfg.dpo, rows * lengths.pair)
+        each = lengths.together if cfg.dpo.layout == "shared" else lengths.pair
+        found["dpo"] = _preferred(network, cfg.dpo, rows * each)
     if cfg.online is not None:
         found |= _loop(cfg, cfg.online, shape, lengths)
     return {name: found[name] for name in cfg.stage_names() if name in found}
@@ -107,7 +108,9 @@ def _loop(cfg: RunConfig, loop: OnlineConfig, shape: Shape, lengths: Lengths) ->
     found: dict[str, Work] = {}
     for number in range(1, loop.rounds + 1):
         offline, own = loop_pairs(cfg, number)
-        tokens = offline * lengths.pair + own * 2 * (lengths.prompt + lengths.response)
+        read, shared = 2 * (lengths.prompt + lengths.response), loop.train.layout == "shared"
+        tokens = offline * (lengths.together if shared else lengths.pair)
+        tokens += own * (read - lengths.prompt if shared else read)
         of_round = {
             # The responses of one source share a reading of their prompt.
             "sample": Work(

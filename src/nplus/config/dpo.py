@@ -100,6 +100,9 @@ class DPOConfig(Config):
     TRL's."""
     undesirable_weight: float = Field(1.0, gt=0)
     """What the rejected response weighs in `kto` (lambda_U)."""
+    layout: Literal["separate", "shared"] = "separate"
+    """`separate`: both responses are read behind a copy of the query each. `shared`: they share one
+    reading of it; the same log-probs but for rounding, for less work."""
     ref_logprobs: Literal["online", "cached"] = "online"
     """The reference's log-probs: computed at every step, or once before the first and kept in the
     stage's directory. Other batch shapes, so the last digits differ."""

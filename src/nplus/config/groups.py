@@ -29,6 +29,10 @@ class GroupConfig(Config):
     """Optimiser steps per pass."""
     micro_batch_size: int = Field(16, ge=1)
     """Responses of one forward and backward; changes memory, never the result."""
+    layout: Literal["separate", "shared"] = "separate"
+    """`separate`: every response is read behind its own copy of the prompt. `shared`: a prompt's
+    responses share one reading of it; the same log-probs but for rounding, for less work. A pass
+    then shuffles prompts, not responses."""
     rollout_micro_batch_size: int = Field(64, ge=1)
     """Rows of one generation or scoring forward."""
     reshuffle: bool = True
@@ -72,6 +76,11 @@ class GroupConfig(Config):
     def prompts(self) -> int:
         """Prompts of one update."""
         return self.batch_size // self.num_generations
+
+    @property
+    def shared(self) -> bool:
+        """Whether a prompt's responses share one reading of it."""
+        return self.layout == "shared"
 
     @property
     def rival(self) -> Literal["none", "greedy", "mixture"]:

@@ -152,6 +152,7 @@ class RunConfig(Config):
                 "set label.kind=data, or neither"
             )
         self._of_conversations()
+        self._of_layouts()
         if self.until is not None and self.until != self.stage_names()[-1]:
             raise ValueError(
                 f"until={self.until}: not a stage of this run; name one of "
@@ -175,6 +176,21 @@ class RunConfig(Config):
                     "the references' length; raise it"
                 )
         return self
+
+    def _of_layouts(self) -> None:
+        layouts = {"reward": self.reward.layout}
+        for name in ("dpo", "reinforce", "online_dpo"):
+            if (stage := getattr(self, name)) is not None:
+                layouts[name] = stage.layout
+        if self.online is not None:
+            layouts["online.train"] = self.online.train.layout
+        for name, layout in layouts.items():
+            if layout == "shared" and self.model.positions == "slots":
+                raise ValueError(
+                    f"{name}.layout=shared with model.positions=slots: responses behind one "
+                    "query are not in the slots of their positions; set "
+                    f"{name}.layout=separate"
+                )
 
     def _of_conversations(self) -> None:
         sft = self.sft

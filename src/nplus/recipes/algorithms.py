@@ -30,8 +30,14 @@ BEST_OF = (1, 2, 4, 8, 16, 32)
 def _run(name: str, **stages: object) -> RunConfig:
     """The toy road up to the reward model, with these stages instead of PPO, each judged along its
     way on the test posts."""
-    base = {"recipe": f"toy:{name}", "ppo": None, "curve": CurveConfig(split="test", max_rows=400)}
-    return toy().model_copy(update=base | stages)
+    base = toy()
+    common = {
+        "recipe": f"toy:{name}",
+        "ppo": None,
+        "model": base.model.model_copy(update={"attn_implementation": "batched"}),
+        "curve": CurveConfig(split="test", max_rows=400),
+    }
+    return base.model_copy(update=common | stages)
 
 
 def _budget(learning_rate: float) -> dict[str, object]:
@@ -45,6 +51,12 @@ def _budget(learning_rate: float) -> dict[str, object]:
         "optim": OptimConfig(learning_rate=learning_rate, lr_scheduler_type="linear"),
         "sampling": SamplingConfig(response_length=RESPONSE_LENGTH),
     }
+
+
+def _grouped(learning_rate: float) -> dict[str, object]:
+    """The same of those whose baseline is the group: passes and parts of a pass as PPO's."""
+    passes = {"num_iterations": 2, "num_mini_batches": 2, "layout": "shared"}
+    return _budget(learning_rate) | passes
 
 
 def _loop(train: DPOConfig) -> OnlineConfig:
@@ -68,6 +80,7 @@ def _train(learning_rate: float, **loss: object) -> DPOConfig:
         "optim": OptimConfig(learning_rate=learning_rate, warmup_steps=5),
         "batch": BatchConfig(batch_size=32, micro_batch_size=16),
         "epochs": 2,
+        "layout": "shared",
     }
     return DPOConfig.model_validate(found | loss)
 
@@ -90,19 +103,19 @@ def ppo() -> RunConfig:
 
 def rloo() -> RunConfig:
     """The toy road with RLOO, judged along its way."""
-    settings = {"algorithm": "rloo", "num_iterations": 2, "num_mini_batches": 2, "kl_coef": 0.06}
-    return _run("rloo", reinforce=ReinforceConfig.model_validate(_budget(3e-4) | settings))
+    settings = {"algorithm": "rloo", "kl_coef": 0.06}
+    return _run("rloo", reinforce=ReinforceConfig.model_validate(_grouped(3e-4) | settings))
 
 
 def grpo() -> RunConfig:
     """The toy road with GRPO, judged along its way."""
-    settings = {"algorithm": "grpo", "num_iterations": 2, "num_mini_batches": 2, "kl_coef": 0.04}
-    return _run("grpo", reinforce=ReinforceConfig.model_validate(_budget(3e-4) | settings))
+    settings = {"algorithm": "grpo", "kl_coef": 0.04}
+    return _run("grpo", reinforce=ReinforceConfig.model_validate(_grouped(3e-4) | settings))
 
 
 def online_dpo() -> RunConfig:
     """The toy road with DPO at every update, judged along its way."""
-    settings = {"num_generations": 4, "beta": 0.1}
+    settings = {"num_generations": 4, "beta": 0.1, "layout": "shared"}
     return _run("online_dpo", online_dpo=OnlineDPOConfig.model_validate(_budget(2e-4) | settings))
 
 

@@ -35,6 +35,7 @@ LOSS = {
     "batch": BatchConfig(batch_size=16, micro_batch_size=16),
     "beta": 0.1,
     "label_smoothing": 0.2,
+    "layout": "shared",
 }
 
 
@@ -51,6 +52,7 @@ def online() -> RunConfig:
         update={
             "recipe": "toy:online",
             "ppo": None,
+            "model": base.model.model_copy(update={"attn_implementation": "batched"}),
             # Differences of a few points are told apart by no fewer posts.
             "data": base.data.model_copy(
                 update={"world": base.data.world.model_copy(update={"test": TEST})}

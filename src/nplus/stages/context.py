@@ -67,9 +67,13 @@ class Context:
         """The verifiable rewards of the run."""
         return terms_of(self.config.scoring)
 
-    def score_fn(self, reward_model: ScalarModel, posts: Sequence[Demonstration]) -> ScoreFn:
-        """What responses to `posts` are scored by in training (`scoring`)."""
-        return score_fn(reward_model, self.config.scoring, self.terms, posts, self.codec)
+    def score_fn(
+        self, reward_model: ScalarModel, posts: Sequence[Demonstration], *, shared: bool = False
+    ) -> ScoreFn:
+        """What responses to `posts` are scored by in training (`scoring`); `shared`: each distinct
+        prompt is read once."""
+        cfg = self.config.scoring
+        return score_fn(reward_model, cfg, self.terms, posts, self.codec, shared=shared)
 
     def gold(self) -> Gold | None:
         """The gold scorer of the embedded world; None where there are no fact sheets."""

@@ -30,7 +30,7 @@ from nplus.runs import StageDir
 from nplus.stages.compute import for_training, forward_precision
 from nplus.stages.context import Context
 from nplus.stages.coupling import Coupling
-from nplus.stages.forwards import pair_logprobs
+from nplus.stages.forwards import pair_logprobs, require_apart
 from nplus.stages.references import referred
 from nplus.stages.reward import longest, seconds, validation_reports
 from nplus.stages.trainer import Trainer
@@ -62,10 +62,12 @@ def micro_batches(rows: list[PairRow], size: int, pad_id: int) -> list[Pairs]:
     return in_pieces(sorted(rows, key=longest), size, pad_id)
 
 
-def forward(model: PreTrainedModel, pairs: PairBatch, ctx: Context) -> Tensor:
+def forward(
+    model: PreTrainedModel, pairs: PairBatch, ctx: Context, layout: str = "separate"
+) -> Tensor:
     """[2N] summed log-probs in the precision of the run, the chosen responses' first."""
     with forward_precision(ctx.device, ctx.config.compute.autocast):
-        return pair_logprobs(model, pairs)
+        return pair_logprobs(model, pairs, shared=layout == "shared")
 
 
 def trainer(
@@ -89,18 +91,22 @@ def trainer(
             return known_2N
         assert reference is not None
         with torch.no_grad():
-            return forward(reference, pairs, ctx)
+            return forward(reference, pairs, ctx, cfg.layout)
 
     def objective(micro: Pairs) -> Objective:
         pairs = preference.plain(micro)
         ref_logprobs_2N = ref_logprobs(micro, pairs)
-        logprobs_2N = forward(policy, pairs, ctx)
+        logprobs_2N = forward(policy, pairs, ctx, cfg.layout)
         if ref_logprobs_2N is not None:
             ref_logprobs_2N = ref_logprobs_2N.to(logprobs_2N.dtype)
         shared = preference.shared_readings(micro)
         narrow = {key: x_N.to(logprobs_2N.dtype) for key, x_N in shared.items()}
         return preference.objective(logprobs_2N, ref_logprobs_2N, pairs, cfg, narrow)
 
+    if cfg.layout == "shared":
+        for network in (policy, reference):
+            if network is not None:
+                require_apart(network, rows[0], ctx.codec.pad_id, f"{name}.layout")
     for_training(policy, ctx.config)
     pad_id, first_pass = ctx.codec.pad_id, None
     if preference.kind_of(cfg).statistics != "none":
@@ -110,7 +116,7 @@ def trainer(
             reference=reference,
             cfg=cfg,
             topology=ctx.topology,
-            forward=partial(forward, ctx=ctx),
+            forward=partial(forward, ctx=ctx, layout=cfg.layout),
             micro_batches=partial(micro_batches, pad_id=pad_id),
             device=ctx.device,
         )
@@ -160,7 +166,8 @@ def with_reference(
     """The rows with the reference's log-probs, which the stage's directory keeps."""
     batches = partial(in_pieces, size=cfg.batch.micro_batch_size, pad_id=ctx.codec.pad_id)
     rows = [row._replace(ref_logprobs=None) for row in rows]
-    return referred(rows, reference, where, ctx, batches, partial(forward, ctx=ctx))
+    reader = partial(forward, ctx=ctx, layout=cfg.layout)
+    return referred(rows, reference, where, ctx, batches, reader)
 
 
 @torch.no_grad()
@@ -185,11 +192,11 @@ def implicit_margins(
         batch = pair_batch(
             [rows[i] for i in picked], pad_id=ctx.codec.pad_id, multiple=WIDTH_MULTIPLE
         ).to(ctx.device)
-        logprobs_2N = pair_logprobs(policy, batch)
+        logprobs_2N = pair_logprobs(policy, batch, shared=cfg.layout == "shared")
         ref_logprobs_2N = None
         if cfg.has_reference:
             assert reference is not None
-            ref_logprobs_2N = pair_logprobs(reference, batch)
+            ref_logprobs_2N = pair_logprobs(reference, batch, shared=cfg.layout == "shared")
         chosen_N, rejected_N = preference.rewards(logprobs_2N, ref_logprobs_2N, batch, cfg)
         for i, margin in zip(picked, (chosen_N - rejected_N).tolist(), strict=True):
             found[i] = margin

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from nplus.algorithms import supervised
 from nplus.batches import Objective, PackedBatch, PairBatch, TokenBatch
+from nplus.data.collate import PairRow, pair_batch, shared_pair_batch
 from nplus.models.attention import NAME as BATCHED
 from nplus.models.lm import (
     hidden_at,
@@ -23,8 +24,10 @@ from nplus.models.lm import (
     trailing_hidden,
 )
 from nplus.models.scalar import ScalarModel
+from nplus.models.shared import shared_sequence_logprobs
 from nplus.ops.logprobs import head_nll, head_token_logprobs
 from nplus.ops.losses import target_mask
+from nplus.records import InputError
 
 
 def token_objective(model: PreTrainedModel, batch: TokenBatch) -> Objective:
@@ -57,8 +60,13 @@ def packed_objective(model: PreTrainedModel, batch: PackedBatch) -> Objective:
     return supervised.summed(nll, batch)
 
 
-def pair_logprobs(model: PreTrainedModel, batch: PairBatch) -> Tensor:
-    """[2N] float32: summed log-probs of the responses, EOS included, the chosen ones first."""
+def pair_logprobs(model: PreTrainedModel, batch: PairBatch, *, shared: bool = False) -> Tensor:
+    """[2N] float32: summed log-probs of the responses, EOS included, the chosen ones first.
+
+    `shared`: each query is read once.
+    """
+    if shared:
+        return shared_sequence_logprobs(model, *batch.stacked(), batch.stacked_response_mask())
     head = plain_head(model)
     if head is None:
         return sequence_logprobs(model, *batch.stacked(), batch.stacked_response_mask())
@@ -80,6 +88,28 @@ def pair_scores(model: ScalarModel, batch: PairBatch) -> Tensor:
     mask_BT, tokens_BT = right_aligned(model.network, mask_BT, tokens_BT)
     width = model.tokens_back + 1
     return model.head(trailing_hidden(model.network, tokens_BT, mask_BT, width)[:, 0])
+
+
+@torch.no_grad()
+def require_apart(
+    model: PreTrainedModel | ScalarModel, row: PairRow, pad_id: int, key: str
+) -> None:
+    """Raises InputError where the network ignores a mask that parts two responses; `key` is the
+    setting that lets them share a reading of their query."""
+    model.eval()  # dropout would part them too
+    batches = (collate([row], pad_id=pad_id) for collate in (pair_batch, shared_pair_batch))
+    separate, laid_out = (batch.to(model.device) for batch in batches)
+    if isinstance(model, ScalarModel):
+        network = model.network
+        apart, together = pair_scores(model, separate), model.shared_scores(laid_out)
+    else:
+        network = model
+        apart, together = (pair_logprobs(model, separate, shared=x) for x in (False, True))
+    if not torch.allclose(apart, together, rtol=1e-2, atol=1e-2):
+        raise InputError(
+            f"{key}=shared: {type(network).__name__} reads a response differently beside another "
+            f"one; set {key}=separate"
+        )
 
 
 def right_aligned(

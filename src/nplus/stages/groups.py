@@ -71,13 +71,14 @@ class Groups:
             noise_BR.to(ctx.device),
             policy=self.policy,
             reference=self.reference,
-            score=ctx.score_fn(self.reward_model, posts),
+            score=ctx.score_fn(self.reward_model, posts, shared=cfg.shared),
             eos_id=ctx.codec.eos_id,
             size=cfg.rollout_micro_batch_size,
             old_logprobs="sampler" if self.staleness else cfg.old_logprobs,
             tempered=cfg.tempered,
             stop_token=cfg.stop_token,
             positions=ctx.config.model.positions,
+            shared=cfg.shared,
             on_sampled=lambda: on_part("rollout"),
         )
         return GroupRollout(rollout, *self._rivals(posts, prompts, step))
@@ -107,6 +108,7 @@ class Groups:
             temperature=cfg.sampling.temperature if "old" in cfg.tempered else None,
             size=cfg.rollout_micro_batch_size,
             positions=self.ctx.config.model.positions,
+            shared=cfg.shared,
         )
         parts = ranks.collectives.gather(own.logprobs_BR.to("cpu"))
         logprobs_BR = torch.cat(parts)[torch.cat(places).argsort()].to(self.ctx.device)
@@ -159,9 +161,10 @@ class Groups:
         generation = generate(engine, prompts, sampling, noise_BR.to(ctx.device), size=size)
         generation = trimmed(generation) if cfg.stop_token == "eos" else untruncated(generation)
         scores_B = scored(
-            ctx.score_fn(self.reward_model, posts),
+            ctx.score_fn(self.reward_model, posts, shared=cfg.shared),
             generation,
             size=size,
             positions=ctx.config.model.positions,
+            shared=cfg.shared,
         )
         return scores_B, contains_eos(generation.tokens_BR, ctx.codec.eos_id)

@@ -15,6 +15,7 @@ from nplus.algorithms.ppo import KLController
 from nplus.batches import GroupRollout, Objective, Rollout
 from nplus.config import GroupConfig
 from nplus.config.batch_plan import BatchPlan, batch_plan
+from nplus.data.collate import PairRow
 from nplus.metrics import Metric, merge, values
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration
@@ -24,6 +25,7 @@ from nplus.stages.ahead import Ahead
 from nplus.stages.compute import for_training, in_halves, seed_dropout
 from nplus.stages.context import Clock, Context
 from nplus.stages.experience import readable
+from nplus.stages.forwards import require_apart
 from nplus.stages.groups import Groups, prompts_of
 from nplus.stages.keeping import Keeper
 from nplus.stages.ppo import Updated, check_kl, verdict
@@ -239,9 +241,21 @@ class Trainer(Generic[Micro]):
         return {**values(metrics), **first, "groups/steps": float(steps)}
 
 
-def start(ctx: Context) -> tuple[PreTrainedModel, PreTrainedModel, ScalarModel]:
-    """Policy, reference and reward model, as the stages before have left them."""
-    return ctx.policy("sft"), ctx.policy("sft"), ctx.scalar(ctx.dirs["reward"].model)
+def start(ctx: Context, cfg: GroupConfig) -> tuple[PreTrainedModel, PreTrainedModel, ScalarModel]:
+    """Policy, reference and reward model, as the stages before have left them.
+
+    InputError where responses are to share a reading of their prompt and one of them mixes them up.
+    """
+    policy, reference = ctx.policy("sft"), ctx.policy("sft")
+    reward_model = ctx.scalar(ctx.dirs["reward"].model)
+    if cfg.shared:
+        posts = ctx.data.demonstrations("train")[:2]
+        queries = [posts[0].query] * len(posts)
+        (query, one), *others = ctx.codec.encode_pairs(queries, [post.response for post in posts])
+        row = PairRow(query, one, others[0][1] if others else one)
+        for model in (policy, reward_model):
+            require_apart(model, row, ctx.codec.pad_id, f"{cfg.stage}.layout")
+    return policy, reference, reward_model
 
 
 def run(where: StageDir, ctx: Context, trainer: Trainer[Any]) -> dict[str, Any]:

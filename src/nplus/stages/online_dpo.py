@@ -84,8 +84,8 @@ class PairLoss:
     def objective(self, micro: PairBatch) -> Objective:
         with forward_precision(self.ctx.device, self.cfg.autocast):
             with torch.no_grad():
-                ref_logprobs_2N = pair_logprobs(self.reference, micro)
-            logprobs_2N = pair_logprobs(self.policy, micro)
+                ref_logprobs_2N = pair_logprobs(self.reference, micro, shared=self.cfg.shared)
+            logprobs_2N = pair_logprobs(self.policy, micro, shared=self.cfg.shared)
         return preference.objective(logprobs_2N, ref_logprobs_2N, micro, self.loss)
 
 
@@ -117,7 +117,8 @@ def longest(row: PairRow) -> int:
 
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     """From SFT policy and reward model to `model/`; the SFT policy stays the reference."""
-    policy, reference, reward_model = on_policy.start(ctx)
+    assert ctx.config.online_dpo is not None
+    policy, reference, reward_model = on_policy.start(ctx, ctx.config.online_dpo)
     posts = ctx.data.demonstrations("train")
     method = PairLoss(ctx, policy, reference)
     trainer = on_policy.Trainer.of(ctx, method, policy, reference, reward_model, posts, ctx.gold())

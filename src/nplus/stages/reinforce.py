@@ -15,6 +15,7 @@ from nplus.batches import GroupRollout, Objective, ReinforceBatch
 from nplus.config import ReinforceConfig
 from nplus.metrics import Metric
 from nplus.models.lm import response_logprobs
+from nplus.models.shared import shared_response_logprobs
 from nplus.runs import StageDir
 from nplus.seeding import epoch_order
 from nplus.stages import on_policy
@@ -49,17 +50,21 @@ class PolicyGradient:
         self, batch: ReinforceBatch, step: int, hands: int = 1
     ) -> Iterator[list[ReinforceBatch]]:
         """Every pass a fresh permutation, cut into minibatches, each into micro-batches of like
-        length.
+        length. Responses that share a reading of their prompt stay side by side.
 
         Where groups were left out minibatches are smaller, and those without rows are left out.
         """
         cfg, ctx = self.cfg, self.ctx
-        lengths_B = batch.mask_BT.sum(1).cpu()
+        each = cfg.num_generations if cfg.shared else 1
+        read = -batch.response_tokens_BR.shape[1] if cfg.shared else None
+        lengths_B = batch.mask_BT[:, :read].sum(1).cpu()
         for epoch in range(cfg.num_iterations if len(batch) else 0):
-            order = epoch_order(ctx.seed, f"reinforce minibatches {step}", epoch, len(batch))
-            for index in torch.from_numpy(order).tensor_split(cfg.num_mini_batches):
-                if not len(index):
+            name = f"reinforce minibatches {step}"
+            order = torch.from_numpy(epoch_order(ctx.seed, name, epoch, len(batch) // each))
+            for part in order.tensor_split(cfg.num_mini_batches):
+                if not len(part):
                     continue
+                index = (part[:, None] * each + torch.arange(each)).flatten()
                 index = index[torch.argsort(lengths_B[index], stable=True)]
                 rows = min(cfg.micro_batch_size, -(-len(index) // hands))
                 micros = batch.rows(index).split(rows)
@@ -74,7 +79,8 @@ class PolicyGradient:
         temperature = cfg.sampling.temperature if "new" in cfg.tempered else None
         width = micro.response_tokens_BR.shape[1]
         with forward_precision(self.ctx.device, cfg.autocast):
-            found = response_logprobs(
+            read = shared_response_logprobs if cfg.shared else response_logprobs
+            found = read(
                 self.policy, micro.tokens_BT, micro.mask_BT, width, temperature=temperature
             )
         return reinforce.objective(*found, micro, cfg)
@@ -82,7 +88,8 @@ class PolicyGradient:
 
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:
     """From SFT policy and reward model to `model/`."""
-    policy, reference, reward_model = on_policy.start(ctx)
+    assert ctx.config.reinforce is not None
+    policy, reference, reward_model = on_policy.start(ctx, ctx.config.reinforce)
     method = PolicyGradient(ctx, policy)
     posts = ctx.data.demonstrations("train")
     trainer = on_policy.Trainer.of(ctx, method, policy, reference, reward_model, posts, ctx.gold())

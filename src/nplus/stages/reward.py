@@ -22,12 +22,12 @@ from nplus.data.collate import (
 from nplus.data.comparisons import NEWS_SPLIT
 from nplus.evaluation.accuracy import accuracy_report, margin_records, share
 from nplus.models.scalar import ScalarModel
-from nplus.records import Comparison, InputError, Sample, read_records, write_records
+from nplus.records import Comparison, Sample, read_records, write_records
 from nplus.runs import StageDir
 from nplus.seeding import take_grouped
 from nplus.stages.compute import for_training, forward_precision
 from nplus.stages.context import Context
-from nplus.stages.forwards import pair_scores
+from nplus.stages.forwards import pair_scores, require_apart
 from nplus.stages.scorers import Gold, RewardScorer, margins
 from nplus.stages.trainer import Trainer
 
@@ -67,24 +67,11 @@ def _scores(model: ScalarModel, batch: Pairs) -> Tensor:
     return pair_scores(model, batch)
 
 
-@torch.no_grad()
-def _require_shared(model: ScalarModel, row: PairRow, pad_id: int) -> None:
-    """Raises InputError where the network ignores a mask that parts two responses."""
-    model.eval()  # dropout would part them too
-    batches = (collate([row], pad_id=pad_id) for collate in (pair_batch, shared_pair_batch))
-    apart, together = (_scores(model, batch.to(model.device)) for batch in batches)
-    if not torch.allclose(apart, together, rtol=1e-2, atol=1e-2):
-        raise InputError(
-            f"reward.layout=shared: {type(model.network).__name__} scores a response differently "
-            "beside another one; set reward.layout=separate"
-        )
-
-
 def trainer(model: ScalarModel, rows: list[PairRow], ctx: Context) -> Trainer[PairRow, Pairs]:
     """The Bradley-Terry loss on comparisons."""
     cfg = ctx.config.reward
     if cfg.layout == "shared":
-        _require_shared(model, rows[0], ctx.codec.pad_id)
+        require_apart(model, rows[0], ctx.codec.pad_id, "reward.layout")
 
     def objective(micro: Pairs) -> Objective:
         with forward_precision(ctx.device, ctx.config.compute.autocast):

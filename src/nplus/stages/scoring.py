@@ -57,16 +57,25 @@ def score_fn(
     terms: Sequence[Term],
     posts: Sequence[Demonstration],
     codec: Codec,
+    *,
+    shared: bool = False,
 ) -> ScoreFn:
-    """What rollouts are scored by. `posts` are those of the rollout, found by their ids."""
+    """What rollouts are scored by. `posts` are those of the rollout, found by their ids.
+
+    `shared`: the reward model reads each distinct prompt once.
+    """
+
+    def learned(generation: Generation) -> Tensor:
+        return rm_scores(reward_model, generation, shared)
+
     if cfg.plain:
-        return lambda generation: rm_scores(reward_model, generation)
+        return learned
     queries = {post.id: post.query for post in posts}
-    return lambda generation: _scores(reward_model, cfg, terms, queries, codec, generation)
+    return lambda generation: _scores(learned, cfg, terms, queries, codec, generation)
 
 
 def _scores(
-    reward_model: ScalarModel,
+    learned: ScoreFn,
     cfg: ScoringConfig,
     terms: Sequence[Term],
     queries: Mapping[str, str],
@@ -74,7 +83,7 @@ def _scores(
     generation: Generation,
 ) -> Tensor:
     """[B]: the weighted sum, in the reward model's precision."""
-    base_B = rm_scores(reward_model, generation) if cfg.reward_weight else None
+    base_B = learned(generation) if cfg.reward_weight else None
     written = texts(generation, codec.decode_response)
     samples = [
         Sample(id, queries[id], text)
