@@ -81,6 +81,8 @@ def test_a_longer_history_and_other_losses(costs):
         "budget.pair_rejected=3",
     )
     assert mixed["round1_train"].trained == 2 * (20_000 * 2_000 + 1_000 * 7)
+    together, _ = costs(*tokens, "online.history=fresh", "online.train.layout=shared")
+    assert together["round1_train"].trained == 2 * 20_000 * (400 + 2 * 600)
     cached, _ = costs(*tokens, "online.train.ref_logprobs=cached")
     assert cached["round1_train"].referred == cached["round1_train"].trained / 2
     without, hours = costs(*tokens, "online.train.loss_type=simpo")

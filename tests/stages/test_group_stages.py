@@ -39,7 +39,7 @@ def config_without_ppo(road_config):
     def build(**changed):
         settings = {
             "reinforce": {"algorithm": "grpo", "kl_target": 1.0} | changed.get("reinforce", {}),
-            "online_dpo": changed.get("online_dpo", {}),
+            "online_dpo": {"layout": "shared"} | changed.get("online_dpo", {}),
         }
         return road_config().model_copy(
             update={

@@ -85,6 +85,7 @@ def real_online() -> RunConfig:
         update={
             "recipe": "real:online",
             "ppo": None,
+            "model": base.model.model_copy(update={"attn_implementation": "batched"}),
             "online": OnlineConfig(
                 rounds=2,
                 prompts=96,
@@ -97,6 +98,7 @@ def real_online() -> RunConfig:
                     optim=OptimConfig(learning_rate=5e-6, warmup_steps=2),
                     batch=BatchConfig(batch_size=16, micro_batch_size=4),
                     beta=0.1,
+                    layout="shared",
                 ),
             ),
         }
