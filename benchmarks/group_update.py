@@ -33,13 +33,13 @@ BOUNDS = {"float32": 2e-3, "bfloat16": 0.05}
 
 
 def multiplications(kind: str, sizes: Sizes) -> float:
-    """Multiply-adds of an update: sampling, the reference and the reward model, and training; a
-    backward pass is two forwards."""
+    """Multiply-adds of an update: sampling, the reference and the reward model, and training, each
+    prompt read once; a backward pass is two forwards."""
     samples = GENERATIONS[kind]
-    drawn = ROWS / samples * roofline.generation(sizes, PROMPT_TOKENS, NEW_TOKENS, samples)
-    trunk = roofline.forward(sizes, PROMPT_TOKENS + NEW_TOKENS, NEW_TOKENS, 0)
-    head = VOCAB * sizes[0] * NEW_TOKENS
-    return drawn + ROWS * (2 * trunk + head + 3 * (trunk + head))
+    drawn = roofline.generation(sizes, PROMPT_TOKENS, NEW_TOKENS, samples)
+    trunk = roofline.shared(sizes, PROMPT_TOKENS, NEW_TOKENS, samples)
+    head = VOCAB * sizes[0] * NEW_TOKENS * samples
+    return ROWS / samples * (drawn + 2 * trunk + head + 3 * (trunk + head))
 
 
 def ours(kind: str, precision: str, micro: int, extra: list[str]) -> list[str]:
@@ -54,6 +54,7 @@ def ours(kind: str, precision: str, micro: int, extra: list[str]) -> list[str]:
         "num_generations": GENERATIONS[kind],
         "batch_size": ROWS,
         "micro_batch_size": micro,
+        "layout": "shared",
         "rollout_micro_batch_size": ROWS,
         "total_episodes": 100_000 * ROWS,
         "autocast": "bfloat16" if precision == "bfloat16" else "none",

@@ -29,6 +29,13 @@ def forward(sizes: Sizes, tokens: int, read: int, logits: int) -> float:
     return early + last + VOCAB * hidden * logits
 
 
+def shared(sizes: Sizes, prompt: int, new: int, samples: int) -> float:
+    """Multiply-adds for `samples` responses of `new` tokens behind one prompt, all of them wanted
+    after the last block."""
+    alone = forward(sizes, prompt, 0, 0)
+    return alone + samples * (forward(sizes, prompt + new, new, 0) - alone)
+
+
 def generation(sizes: Sizes, prompt: int, new: int, samples: int = 1) -> float:
     """Multiply-adds for `samples` responses of `new` tokens to a prompt that is read once."""
     hidden, layers, _ = sizes

@@ -60,19 +60,18 @@ def rows_of(stage: str, count: int, eos: int) -> list[dict[str, list[int]]]:
 
 
 def multiplications(stage: str, sizes: Sizes, rows: list[dict[str, list[int]]]) -> float:
-    """Multiply-adds of training on all rows once; a backward pass is two forwards."""
+    """Multiply-adds of training on all rows once, a pair's query read once; a backward pass is two
+    forwards."""
     total = 0.0
+    passes = 4 if stage == "dpo" else 3  # of DPO the reference looks too
     for row in rows:
-        for name in row.keys() - {"query"}:
+        query, others = len(row["query"]), row.keys() - {"query"}
+        total -= passes * (len(others) - 1) * roofline.forward(sizes, query, 0, 0)
+        for name in others:
             own = len(row[name])
-            tokens = len(row["query"]) + own
-            if stage == "reward":
-                total += 3 * roofline.forward(sizes, tokens, 1, 0)
-            elif stage == "dpo":  # the reference only looks
-                total += 4 * roofline.forward(sizes, tokens, own, own)
-            else:
-                read = tokens - 1 if stage == "sft" else own
-                total += 3 * roofline.forward(sizes, tokens, read, read)
+            read = {"reward": 1, "sft": query + own - 1}.get(stage, own)
+            head = 0 if stage == "reward" else read
+            total += passes * roofline.forward(sizes, query + own, read, head)
     return total
 
 
@@ -113,6 +112,8 @@ def ours(stage: str, precision: str, products: str, extra: list[str]) -> list[st
     }
     if part == "sft":
         sets["sft.loss_on"] = "response" if stage == "sft-response" else "all"
+    else:
+        sets[f"{part}.layout"] = "shared"
     return [*(f"{key}={value}" for key, value in sets.items()), *extra]
 
 

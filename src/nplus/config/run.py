@@ -178,18 +178,12 @@ class RunConfig(Config):
         return self
 
     def _of_layouts(self) -> None:
-        layouts = {"reward": self.reward.layout}
-        for name in ("dpo", "reinforce", "online_dpo"):
-            if (stage := getattr(self, name)) is not None:
-                layouts[name] = stage.layout
-        if self.online is not None:
-            layouts["online.train"] = self.online.train.layout
-        for name, layout in layouts.items():
-            if layout == "shared" and self.model.positions == "slots":
+        for name in ("reinforce", "online_dpo"):
+            stage = getattr(self, name)
+            if stage is not None and stage.shared and self.model.positions == "slots":
                 raise ValueError(
-                    f"{name}.layout=shared with model.positions=slots: responses behind one "
-                    "query are not in the slots of their positions; set "
-                    f"{name}.layout=separate"
+                    f"{name}.layout=shared with model.positions=slots: behind a shared prompt "
+                    f"there is no padding to count; set {name}.layout=separate"
                 )
 
     def _of_conversations(self) -> None:

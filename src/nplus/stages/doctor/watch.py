@@ -105,7 +105,7 @@ class Watch:
         first = where.path not in self._curves
         self.step(stage, where, step, updated.metrics)
         if first:
-            self._tell(where, stage, step, self._networks(trainer, updated))
+            self._tell(where, stage, step, self._networks(trainer, updated, stage))
 
     # --- what is looked at ----------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class Watch:
             rows = ctx.data.demonstrations("train")[:ROWS]
             self._tell_before(where, name, text_findings(ctx.codec, rows, config))
 
-    def _networks(self, trainer: Online, updated: Updated) -> Iterator[Finding]:
+    def _networks(self, trainer: Online, updated: Updated, stage: str) -> Iterator[Finding]:
         """Of an online stage's networks, on rows that they have just answered."""
         ctx, rollout = trainer.ctx, updated.rollout
         precision = precision_of(ctx.config)
@@ -140,9 +140,10 @@ class Watch:
         }
         if (critic := getattr(trainer, "critic", None)) is not None:
             networks["the critic"] = critic
+        # Older weights' log-probs may differ from the trainer's, and a pair loss reads neither.
+        apart = updated.metrics.get("val/staleness") or stage == "online_dpo"
         looked = (
-            # Older weights' log-probs may differ from the trainer's.
-            None if updated.metrics.get("val/staleness") else sampler_gap(rollout, precision),
+            None if apart else sampler_gap(rollout, precision),
             active_dropout(networks),
             shifted_positions(trainer.policy, row_T, width, pad_id=pad_id, precision=precision),
             score_invariance(trainer.reward_model, rows, pad_id=pad_id, precision=precision),
