@@ -14,14 +14,20 @@ from nplus.models.shared import (
 PAD = 1
 QUERIES = [[5, 6, 7, 8, 9], [20, 21], [5, 6, 7, 8, 9], [5, 6, 7, 8, 9], [20, 21], [30]]
 RESPONSES = [[10, 11, 0], [22, 23, 24, 25, 0], [], [31, 32, 33, 34, 0], [0], [10, 11]]
-P, R = 6, 7
+LONG = [9, 8, 7, 6, 5] * 8
+P, R = 40, 7
 
 
-@pytest.fixture
-def rectangle():
-    """Prompts on the right of their columns, responses on the left of theirs."""
+@pytest.fixture(params=["short", "long"])
+def rectangle(request):
+    """Prompts on the right of their columns, responses on the left of theirs; of short ones the
+    last block runs on all columns, of long ones on the last."""
+    return laid_out(QUERIES if request.param == "short" else [LONG[-8 * len(q) :] for q in QUERIES])
+
+
+def laid_out(queries):
     tokens, mask = torch.full((6, P + R), PAD), torch.zeros(6, P + R, dtype=torch.bool)
-    for row, (query, response) in enumerate(zip(QUERIES, RESPONSES, strict=True)):
+    for row, (query, response) in enumerate(zip(queries, RESPONSES, strict=True)):
         stop = P + len(response)
         tokens[row, P - len(query) : stop] = torch.tensor(query + response)
         mask[row, P - len(query) : stop] = True
@@ -83,8 +89,8 @@ def test_scores_are_those_of_separate_rows(model, rectangle, back):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_each_query_and_every_response_stands_once(rectangle):
-    tokens, mask = rectangle
+def test_each_query_and_every_response_stands_once():
+    tokens, mask = laid_out(QUERIES)
     response = mask.clone()
     response[:, :P] = False
     batch = sharing(tokens, mask, response)
