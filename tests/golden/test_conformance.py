@@ -145,7 +145,7 @@ def test_item_1_a_reference_without_temperature_shows(
 ):
     calls = []
 
-    def forgetful(model, generation, temperature):
+    def forgetful(model, generation, temperature, shared):
         calls.append(temperature)
         untempered = len(calls) > 1  # the reference comes after the policy
         return logprobs_of(model, generation, 1.0 if untempered else temperature)

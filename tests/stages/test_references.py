@@ -46,9 +46,9 @@ class Counting:
         self.rows = 0
         monkeypatch.setattr(dpo, "pair_logprobs", self.forward)
 
-    def forward(self, model, pairs):
+    def forward(self, model, pairs, *, shared):
         self.rows += len(pairs)
-        return pair_logprobs(model, pairs)
+        return pair_logprobs(model, pairs, shared=shared)
 
 
 @pytest.fixture
