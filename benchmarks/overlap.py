@@ -53,8 +53,9 @@ def context(run: Path, seed: int, threads: int, sets: Sequence[str]) -> Context:
     root = RunRoot(run)
     base = read_config(root.index()["config"], str(run))
     # A recipe without the stage begins it with the budget of its PPO.
-    own = (f"seed={seed}", f"compute.threads={threads}", "reinforce.algorithm=rloo")
-    config = load_config(base, sets=(*own, *sets))
+    own = (f"seed={seed}", f"compute.threads={threads}")
+    rloo = ("reinforce.algorithm=rloo", "reinforce.layout=shared")
+    config = load_config(base, sets=(*own, *rloo, *sets))
     return Context(config, resolve_device(config.compute), Console(quiet=True), root.stages())
 
 
