@@ -125,7 +125,7 @@ def test_pairs_of_a_query_are_read_in_the_same_step(tiny_causal, stage_context, 
     )
     rows = [with_a_token(n % 10)._replace(chosen=[n % 7 + 10, EOS]) for n in range(40)]
     reward_journal("shared", rows, tiny_causal, stage_context, where, micro_batch_size=8)
-    steps = [[tuple(row.query) for row in batch] for batch in seen[1:]]  # the first is the check
+    steps = [[tuple(row.query) for row in batch] for batch in seen]
     assert [len(step) for step in steps] == [8] * 5
     assert all(len(set(step)) <= 3 for step in steps)  # 4 pairs a query, 8 pairs a step
 
