@@ -43,8 +43,5 @@ class OnlineDPOConfig(GroupConfig):
     def pair_loss(self) -> DPOConfig:
         """The loss as offline DPO has it; ValueError for settings that do not go together."""
         return DPOConfig(
-            beta=self.beta,
-            loss_type=self.loss_type,
-            label_smoothing=self.label_smoothing,
-            layout=self.layout,
+            beta=self.beta, loss_type=self.loss_type, label_smoothing=self.label_smoothing
         )
