@@ -46,6 +46,22 @@ def test_every_setting_that_a_mend_names_exists():
         assert [name for name in named if name not in keys] == [], kind.name
 
 
+@pytest.mark.parametrize("stage", ["reinforce", "online_dpo"])
+def test_a_mend_names_keys_of_the_stage_it_was_seen_in(stage: str):
+    keys = set(known_keys())
+    of_critics = {"value_useless"}
+    for kind in KINDS:
+        if kind.when not in ("start", "training") or kind.name in of_critics:
+            continue
+        mend = found(kind.name, "seen").seen_in(stage, 3).mend
+        assert "ppo." not in mend, kind.name
+        named = [name.rstrip(".") for name in re.findall(rf"\b{stage}\.[a-z_.]+", mend)]
+        assert [name for name in named if name not in keys] == [], kind.name
+    assert f"{stage}.num_iterations" in found("clip_fraction_high", "").seen_in(stage, 1).mend
+    assert "ppo.kl_coef" in found("kl_large", "").seen_in("ppo", 1).mend
+    assert found("kl_large", "").seen_in(stage, 4).place == f"{stage}, step 4"
+
+
 def test_every_kind_is_made_somewhere():
     sources = [p.read_text(encoding="utf-8") for p in (ROOT / "src/nplus/stages").rglob("*.py")]
     assert [k.name for k in KINDS if not any(f'"{k.name}"' in text for text in sources)] == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,18 @@ from nplus.findings.kinds import SEVERITIES, Severity, kind_of
 
 EVENT = "finding"
 """The kind of event that a finding is in a stage's journal."""
+
+RELATIVES = {
+    "reinforce": {"ppo.num_ppo_epochs": "reinforce.num_iterations"},
+    "online_dpo": {
+        "ppo.num_ppo_epochs": "online_dpo.num_iterations",
+        "ppo.kl_coef": "online_dpo.beta",
+        ", set ppo.kl_target,": ",",
+        "; ppo.kl_estimator=k3 hides the sign, not the cause": "",
+    },
+}
+"""What PPO's mends say otherwise in the stages that share its rollout; `ppo.` is the stage's name
+in the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,15 @@ class Finding:
             f"doctor: {self.severity} {self.name}{place}: {self.said}. "
             f"Cause: {self.cause} Mend: {self.mend}"
         )
+
+    def seen_in(self, stage: str, step: int) -> Finding:
+        """The finding as one of `stage` at `step`, whose mend names the stage's own keys."""
+        mend = self.mend
+        for ours, theirs in RELATIVES.get(stage, {}).items():
+            mend = mend.replace(ours, theirs)
+        if stage in RELATIVES:
+            mend = mend.replace("ppo.", f"{stage}.")
+        return replace(self, mend=mend, stage=stage, step=step)
 
     def row(self) -> dict[str, Any]:
         """As JSON has it; a number that is not finite is null."""

@@ -184,9 +184,8 @@ class Watch:
                 self._write(where, stage, 0, finding)
 
     def _write(self, where: StageDir, stage: str, step: int, finding: Finding) -> None:
-        row = finding.row() | {"stage": stage, "step": step}
-        where.event(EVENT, **row)
-        placed = Finding(**{**row, "numbers": finding.numbers})
+        placed = finding.seen_in(stage, step)
+        where.event(EVENT, **placed.row())
         self.console.print(
             placed.line,
             style=STYLES[finding.severity],
