@@ -17,7 +17,8 @@ from nplus.stages.reinforce import PolicyGradient
 
 def trainer_of(spec, ctx, posts):
     """What the stage's `run` runs."""
-    policy, reference, reward_model = on_policy.start(ctx)
+    policy, reference = ctx.policy("sft"), ctx.policy("sft")
+    reward_model = ctx.scalar(ctx.dirs["reward"].model)
     if spec["kind"] == "online-dpo":
         method = PairLoss(ctx, policy, reference)
     else:
