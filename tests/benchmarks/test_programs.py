@@ -41,9 +41,11 @@ def converse(program, tmp_path, monkeypatch, capsys):
         program(name).main(str(path))
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
         told, timed, ended = map(json.loads, lines)
-        assert told["parity"] and all(map(math.isfinite, told["parity"].values()))
+        assert told["parity"]
+        assert all(map(math.isfinite, told["parity"].values()))
         assert all(seconds > 0 for seconds in timed.values())
-        assert ended["ended"] and ended["peak_rss_gib"] > 0
+        assert ended["ended"]
+        assert ended["peak_rss_gib"] > 0
         return told["parity"], timed
 
     return talk
