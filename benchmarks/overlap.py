@@ -30,11 +30,10 @@ from transformers.utils.logging import disable_progress_bar
 from nplus.config import SamplingConfig
 from nplus.config.load import load_config, read_config
 from nplus.runs import RunRoot
-from nplus.stages import on_policy
+from nplus.stages import reinforce
 from nplus.stages.compute import resolve_device
 from nplus.stages.context import Context
 from nplus.stages.drawing import draw
-from nplus.stages.reinforce import PolicyGradient
 from nplus.stats import Interval, bootstrap_mean
 
 WAYS: dict[str, tuple[str, ...]] = {
@@ -59,19 +58,11 @@ def context(run: Path, seed: int, threads: int, sets: Sequence[str]) -> Context:
     return Context(config, resolve_device(config.compute), Console(quiet=True), root.stages())
 
 
-def trainer_of(ctx: Context) -> on_policy.Trainer[Any]:
-    """What the stage's `run` runs."""
-    policy, reference, reward_model = on_policy.start(ctx)
-    posts = ctx.data.demonstrations("train")
-    method = PolicyGradient(ctx, policy)
-    return on_policy.Trainer.of(ctx, method, policy, reference, reward_model, posts, ctx.gold())
-
-
 def trained(contexts: dict[str, Context]) -> dict[str, dict[str, Any]]:
     """Every way to its end, an update of each in turn: seconds, last metrics and posts won."""
     found: dict[str, dict[str, Any]] = {way: {"seconds": []} for way in contexts}
     with ExitStack() as stack:
-        trainers = {way: trainer_of(ctx) for way, ctx in contexts.items()}
+        trainers = {way: reinforce.trainer(ctx) for way, ctx in contexts.items()}
         for trainer in trainers.values():
             stack.enter_context(closing(trainer))
         for step in range(trainers["ahead"].plan.updates):

@@ -86,11 +86,16 @@ class PolicyGradient:
         return reinforce.objective(*found, micro, cfg)
 
 
-def run(where: StageDir, ctx: Context) -> dict[str, Any]:
-    """From SFT policy and reward model to `model/`."""
+def trainer(ctx: Context) -> on_policy.Trainer[Any]:
+    """The stage's trainer, from SFT policy and reward model."""
     assert ctx.config.reinforce is not None
     policy, reference, reward_model = on_policy.start(ctx, ctx.config.reinforce)
     method = PolicyGradient(ctx, policy)
     posts = ctx.data.demonstrations("train")
-    trainer = on_policy.Trainer.of(ctx, method, policy, reference, reward_model, posts, ctx.gold())
-    return {"algorithm": method.cfg.algorithm, **on_policy.run(where, ctx, trainer)}
+    return on_policy.Trainer.of(ctx, method, policy, reference, reward_model, posts, ctx.gold())
+
+
+def run(where: StageDir, ctx: Context) -> dict[str, Any]:
+    """From SFT policy and reward model to `model/`."""
+    built = trainer(ctx)
+    return {"algorithm": built.cfg.algorithm, **on_policy.run(where, ctx, built)}
