@@ -110,7 +110,7 @@ def _legend(ax: Axes) -> None:
     shown.append(
         Line2D([], [], color=PRINTED[AXIS], linewidth=1.1, dashes=(3, 2.5), label="multiplications")
     )
-    ax.legend(handles=shown, loc="upper left", handlelength=1.8, borderaxespad=0.2)
+    ax.legend(handles=shown, loc="lower right", handlelength=1.8, borderaxespad=0.2)
 
 
 def _memory(ax: Axes, sweeps: Sequence[Mapping[str, Any]]) -> None:
@@ -127,12 +127,14 @@ def _memory(ax: Axes, sweeps: Sequence[Mapping[str, Any]]) -> None:
             times = [row["x"] / BASE[sweep["name"]] for row in rows]
         peak = [row["peak_rss_gib"] for row in rows]
         ax.plot(times, peak, "-o", color=colour, linewidth=1.6, markersize=4)
+        above = sweep["name"] == "sizes"  # ends among the other lines
         ax.annotate(
             label,
             (times[-1], peak[-1]),
-            (7, 0),
+            (0, 6) if above else (7, 0),
             textcoords="offset points",
-            va="center",
+            ha="center" if above else "left",
+            va="bottom" if above else "center",
             color=colour,
         )
     _axis(
