@@ -1,18 +1,20 @@
 """How the cost of nplus grows: one thing doubled at a time, from one base point.
 
-    python benchmarks/growth.py
+    python benchmarks/growth.py [--sweep rows prompt]
 
 The points of a sweep are processes of their own that work in turns. `generation` is a draw by the
 engine, `update` all that a PPO update does beside sampling: scores, values and optimiser steps.
 Growth is an exponent: 1 is twice the seconds for twice the size. Each is set against the exponent
 of the multiplications that the work comes to, over the last two doublings, where fixed costs weigh
 least. The benchmark fails where the time grows faster than those, and than linearly, by more than
-`TOLERANCE`: twice the response is twice the steps, whatever reading the prompt multiplies.
+`TOLERANCE`: twice the response is twice the steps, whatever reading the prompt multiplies. A sweep
+that is measured alone takes its place among those kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import tempfile
 from collections.abc import Sequence
@@ -22,13 +24,14 @@ from typing import Any
 
 import numpy as np
 import roofline
-from common import Program, keep, run
+from common import RESULTS, Program, keep, run
 from growth_figure import draw
 from ppo_update import SHAPES, build, ours
 from roofline import VOCAB, Sizes
 from scipy import stats
 from transformers.utils.logging import disable_progress_bar
 
+NAME = "growth"
 TOLERANCE = 0.15
 EPOCHS = 4
 MICRO = 16
@@ -168,6 +171,37 @@ def told(sweep: Sweep, programs: Sequence[Program]) -> dict[str, Any]:
     }
 
 
+def show(result: dict[str, Any]) -> None:
+    for part, found in result["exponents"].items():
+        seconds = ", ".join(f"{row[part]['median']:.3f}" for row in result["points"])
+        top, all_ = found["top"], found["all"]
+        print(
+            f"{result['axis']}, {part}: {seconds} s; exponent {all_['value']:.2f}, at the top "
+            f"{top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}], of the products "
+            f"{found['products']:.2f}; {found['rate']:.0f} G multiply-adds a second"
+        )
+    memory = ", ".join(f"{row['peak_rss_gib']:.2f}" for row in result["points"])
+    print(f"{result['axis']}: peak memory {memory} GiB", flush=True)
+
+
+def worse_in(results: Sequence[dict[str, Any]]) -> list[str]:
+    """What grows faster than it may."""
+    return [
+        f"{part} by {result['axis']}"
+        for result in results
+        for part, found in result["exponents"].items()
+        if found["top"]["value"] > max(found["products"], 1.0) + TOLERANCE
+    ]
+
+
+def among_kept(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """These sweeps in the place of those that an earlier run kept."""
+    path = RESULTS / f"{NAME}.json"
+    kept = json.loads(path.read_text())["sweeps"] if path.exists() else []
+    found = {result["name"]: result for result in (*kept, *results)}
+    return [found[sweep.name] for sweep in sweeps() if sweep.name in found]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     every = sweeps()
@@ -176,26 +210,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     disable_progress_bar()
-    results, worse = [], []
+    results = []
     for sweep in every:
-        if args.sweep and sweep.name not in args.sweep:
-            continue
-        result = told(sweep, measure(sweep, args.repeats, args.threads))
-        results.append(result)
-        for part, found in result["exponents"].items():
-            seconds = ", ".join(f"{row[part]['median']:.3f}" for row in result["points"])
-            top, all_ = found["top"], found["all"]
-            print(
-                f"{sweep.axis}, {part}: {seconds} s; exponent {all_['value']:.2f}, at the top "
-                f"{top['value']:.2f} [{top['low']:.2f}, {top['high']:.2f}], of the products "
-                f"{found['products']:.2f}; {found['rate']:.0f} G multiply-adds a second"
-            )
-            if top["value"] > max(found["products"], 1.0) + TOLERANCE:
-                worse.append(f"{part} by {sweep.axis}")
-        memory = ", ".join(f"{row['peak_rss_gib']:.2f}" for row in result["points"])
-        print(f"{sweep.axis}: peak memory {memory} GiB", flush=True)
-    if not args.sweep:
-        path = keep("growth", {"sweeps": results, "tolerance": TOLERANCE, "worse": worse})
+        if not args.sweep or sweep.name in args.sweep:
+            results.append(told(sweep, measure(sweep, args.repeats, args.threads)))
+            show(results[-1])
+    results = among_kept(results)
+    worse = worse_in(results)
+    path = keep(NAME, {"sweeps": results, "tolerance": TOLERANCE, "worse": worse})
+    if len(results) == len(every):
         draw(path)
     if worse:
         raise SystemExit(f"time grows faster than the multiplications: {'; '.join(worse)}")
