@@ -1,7 +1,10 @@
 """Verifiable rewards on the road: what policies are trained on."""
 
+import sys
+
 import pytest
 
+from nplus.evaluation.verifiable import source_of
 from nplus.runs.ledger import read_ledger
 
 MODULE = "def length(query, response, id):\n    return len(response)\n"
@@ -44,6 +47,29 @@ def test_policies_are_trained_on_the_sum(road_config, drive, tmp_path):
         rows = root.stages()[stage].read_samples()[1]
         for row in rows:
             assert row["score"] == pytest.approx(expected(row["response"]))
+
+
+def test_an_edited_function_is_another_reward(road_config, tmp_path):
+    from nplus.stages.road import stage_config
+
+    config = road_config(scoring={"terms": (TERM,)})
+    before = stage_config("ppo", config)
+    assert stage_config("ppo", config) == before
+    (tmp_path / "road_rewards.py").write_text(MODULE.replace("len(response)", "-len(response)"))
+    assert stage_config("ppo", config) != before
+    assert "road_rewards" not in sys.modules
+
+
+def test_the_module_of_a_function_is_found_in_packages_too(tmp_path):
+    package = tmp_path / "own_rewards" / "maths"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "ends.py").write_text(MODULE)
+    assert source_of("own_rewards.maths.ends:length") == package / "ends.py"
+    assert source_of("own_rewards.maths:length") == package / "__init__.py"
+    assert source_of("road_rewards:length") == tmp_path / "road_rewards.py"
+    assert source_of("sys:exit") is None  # built in
+    assert source_of("no.such.module:f") is None
 
 
 def test_the_reward_model_alone_needs_no_other_key(road_config):

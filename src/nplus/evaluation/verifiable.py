@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,19 @@ START = 60.0
 
 class ScoringError(StopError):
     """A verifiable reward gave no number."""
+
+
+def source_of(function: str) -> Path | None:
+    """The file of the module in MODULE:FUNCTION, found as the worker finds it but not imported."""
+    where: Sequence[str] | None = [os.getcwd(), *sys.path[1:]]
+    spec, name = None, ""
+    for part in function.partition(":")[0].split("."):
+        name = f"{name}.{part}" if name else part
+        spec = PathFinder.find_spec(name, where)
+        if spec is None:
+            return None
+        where = spec.submodule_search_locations
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
 @dataclass(slots=True)

@@ -50,6 +50,7 @@ from nplus.stages.copying import require_copying
 from nplus.stages.doctor.watch import Watch
 from nplus.stages.online import prompts, steps
 from nplus.stages.ranks import Follower, dismiss, lead, telling
+from nplus.stages.scoring import scoring_key
 from nplus.stages.systems import POLICIES
 from nplus.stages.tuning.settle import Settled, settle
 
@@ -141,7 +142,7 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
         parts["reward"].pop("members")
         parts |= {"member": member} if member > 1 else {}
     if name in ONLINE and not config.scoring.plain:
-        parts["scoring"] = config.scoring.model_dump(mode="json")
+        parts["scoring"] = scoring_key(config.scoring)
     if name in ("curve", "evaluate") and config.evaluate.judge == "llm":
         # Whom is asked, and how; not how fast.
         parts["judge"] = config.judge.model_dump(include={"model", "base_url", "order"})

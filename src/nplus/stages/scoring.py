@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,19 @@ from torch import Tensor
 from nplus.batches import Generation
 from nplus.config import ScoringConfig
 from nplus.data.tokens import Codec
-from nplus.evaluation.verifiable import FunctionScorer, Term
+from nplus.evaluation.verifiable import FunctionScorer, Term, source_of
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration, Sample, Scorer
 from nplus.rollout import ScoreFn, rm_scores, texts
+from nplus.runs import content_hash
+
+
+def scoring_key(cfg: ScoringConfig) -> dict[str, Any]:
+    """What the scores hang on: the settings, and the text of each function's module (not of what
+    that imports), so that an edited reward is not taken for the old one."""
+    sources = {term.function: source_of(term.function) for term in cfg.terms}
+    hashes = {name: content_hash(path) for name, path in sources.items() if path is not None}
+    return cfg.model_dump(mode="json") | {"sources": hashes}
 
 
 def terms_of(cfg: ScoringConfig) -> tuple[Term, ...]:

@@ -16,6 +16,7 @@ from nplus.stages.context import Context
 from nplus.stages.online import choose, pair, prompts, sample, score, train, validate
 from nplus.stages.online.common import begins_at, policy_stage, refers_to, rounds_used
 from nplus.stages.online.validate import BASE
+from nplus.stages.scoring import scoring_key
 
 VERSIONS = {"sample": 1, "score": 2, "pair": 1, "train": 1, "validate": 1}
 """Raised when a step's algorithm changes, so that old results are not taken for new ones."""
@@ -48,7 +49,7 @@ def settings_of(step: Step, config: RunConfig) -> dict[str, Any]:
     if step.kind == "score":
         parts["knockout"] = config.online.pairing == "knockout"
         if not config.scoring.plain:
-            parts["scoring"] = config.scoring.model_dump(mode="json")
+            parts["scoring"] = scoring_key(config.scoring)
     if step.kind == "validate":
         whole = config.evaluate.model_dump(mode="json")
         names = ("temperatures", "response_length", "micro_batch_size", "use_stemmer")
