@@ -1,5 +1,7 @@
 """Updates on groups: the same on any processes, in any micro-batches, after any resume."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from nplus.seeding import uniforms
 from nplus.stages import compute, scoring
 from nplus.stages.drawing import noise
 from nplus.stages.keeping import Keeper
+from nplus.training.update import NonFiniteLossError
 
 UPDATES = 4
 TIMES = {"seconds", "tokens_per_second"}
@@ -235,6 +238,38 @@ def test_an_update_without_any_group_left_moves_nothing(group_trainer_of, monkey
         4.0,
         1.0,
     )
+    assert (run(trainer, [])[1] == before).all()
+
+
+def test_a_pair_of_equal_texts_teaches_nothing(group_trainer_of, monkeypatch):
+    """Scored in other batches, equal texts may differ in the last digit."""
+    trainer = group_trainer_of("online_dpo")
+
+    def nearly(model, generation, _):
+        return torch.arange(len(generation)).double() * 1e-16
+
+    monkeypatch.setattr(scoring, "rm_scores", nearly)
+    grouped = trainer.groups().gather(trainer.posts[:4], 0)
+    generation = grouped.rollout.generation
+    generation.tokens_BR[1] = generation.tokens_BR[0]
+    generation.response_mask_BR[1] = generation.response_mask_BR[0]
+    minibatches, metrics = trainer.method.minibatches(grouped, 0, 0.0, 1)
+    passes = trainer.cfg.num_iterations
+    assert sum(len(micro) for micros in minibatches for micro in micros) == 3 * passes
+    assert (metrics["groups/dropped"].value, metrics["groups/equal"].value) == (1.0, 0.0)
+
+
+def test_a_score_that_is_no_number_spoils_a_step_of_pairs_too(group_trainer_of, monkeypatch):
+    trainer = group_trainer_of("online_dpo", num_mini_batches=1, num_iterations=1)
+
+    def with_nan(model, generation, _):
+        found = torch.arange(len(generation)).double()
+        return found.index_fill(0, torch.tensor([3]), math.nan)
+
+    monkeypatch.setattr(scoring, "rm_scores", with_nan)
+    before = run(trainer, [])[1].copy()
+    with pytest.raises(NonFiniteLossError, match="loss is nan"):
+        trainer.update(0)
     assert (run(trainer, [])[1] == before).all()
 
 

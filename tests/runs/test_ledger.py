@@ -85,6 +85,22 @@ def test_views_by_hand(paths, view, expected):
         assert found == pytest.approx(wanted)
 
 
+def test_a_prompt_without_all_its_scores_counts_for_length_alone(tmp_path):
+    nan = float("nan")
+    rows = [row(1, "a", (3.0, 1.0), (10, 20)), row(1, "b", (nan, 2.0), (5, 6), "nan")]
+    write_ledger(tmp_path / "round1.parquet", rows)
+    paths = [tmp_path / "round1.parquet"]
+    assert query(paths, "SELECT * FROM reward_by_round")[1] == [(1, 2, 2.0, 3.0, 1.0, 2.0)]
+    lengths = query(paths, "SELECT * FROM length_by_round")[1]
+    assert lengths == [(1, pytest.approx(10.25), 1.0, 10.0, 20.0, pytest.approx(-1.0))]
+
+
+def test_json_has_null_for_what_is_no_number(run):
+    sql = "SELECT 'nan'::DOUBLE AS x, [1.5, 'inf'::DOUBLE] AS y, 'a' AS z"
+    found = CliRunner().invoke(app, ["ledger", str(run), sql, "--format", "json"])
+    assert json.loads(found.stdout) == {"x": None, "y": [1.5, None], "z": "a"}
+
+
 def test_samples_say_which_were_paired(paths):
     _, rows = query(
         paths, "SELECT prompt, sample, is_chosen, is_rejected FROM samples ORDER BY ALL"

@@ -42,4 +42,7 @@ def test_designated_responses_are_those_of_the_named_policy(stage_context, codec
     ctx = stage_context(codec=codec)
     none = dpo.rows_of([WITH], ctx, DPOConfig(), "dpo")
     some = dpo.rows_of([WITH], ctx, DPOConfig(xpo_alpha=1e-5), "dpo")
+    other = DPOConfig(xpo_alpha=1e-5, xpo_policy="round7")
+    with pytest.raises(InputError, match=r"rounds\.xpo_policy=round7: it wrote no response"):
+        dpo.rows_of([WITH], ctx, other, "rounds")
     assert [row.designated for row in (*none, *some)] == [(False, False), (True, False)]

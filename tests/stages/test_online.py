@@ -186,6 +186,9 @@ def test_a_mix_of_checkpoints_reads_them(loop_config):
         ({"pairing": "thompson"}, "scorer=ensemble"),
         ({"scorer": "ensemble"}, "reward.members"),
         ({"offline_pairs": 3}, "offline-mix"),
+        ({"pairing": "knockout", "length_penalty": 0.1}, "no score is penalised"),
+        ({"pairing": "knockout", "missing_eos_penalty": 1.0}, "set missing_eos_penalty=0"),
+        ({"train": {"max_rows": 4}}, "trains on all its pairs"),
         ({"draw": ("current@1.0", "current@1.0")}, "given twice"),
         ({"response_length": 20}, "online.response_length"),
     ],
@@ -401,6 +404,40 @@ def test_samples_without_scores_are_told(looped, tmp_path, loop_config):
     other.responses.write_bytes(b"".join(rows[:-1]))
     with pytest.raises(InputError, match="other prompts"):
         pair.run(other, ctx, other, stages["round1_score"], 1)
+
+
+def test_responses_and_scores_of_another_number_are_told(
+    looped, tmp_path, loop_config, monkeypatch
+):
+    """Three scores of four responses: an error that names the file and the prompt (spec trap)."""
+    from nplus.stages.online import pair
+
+    def one_less(path):
+        rows = read_pieces(path)
+        for row in rows:
+            if "member_scores" in row:
+                row["member_scores"] = [scores[:-1] for scores in row["member_scores"]]
+        return rows
+
+    monkeypatch.setattr(pair, "read_pieces", one_less)
+    ctx = Context(loop_config(), torch.device("cpu"), None, looped.stages())
+    stages = looped.stages()
+    with pytest.raises(InputError, match=r"round1_score.*4 responses and 3 scores"):
+        pair.run(tmp_path, ctx, stages["round1_sample"], stages["round1_score"], 1)
+
+
+def test_a_length_penalty_selects_and_orients_in_the_ledger(again, loop_config):
+    root = again(loop_config(length_penalty=50.0))
+    kept = [row for row in ledgers(root) if not row.reason]
+    assert kept
+    for row in ledgers(root):
+        expected = [s - 50.0 * n for s, n in zip(row.scores, row.characters, strict=True)]
+        assert row.penalised == pytest.approx(expected)
+    for row in kept:
+        assert row.penalised[row.chosen] == max(row.penalised)
+        assert row.penalised[row.rejected] == min(row.penalised)
+        assert row.margin == pytest.approx(max(row.penalised) - min(row.penalised))
+    assert any(row.scores[row.chosen] < row.scores[row.rejected] for row in kept)
 
 
 # --- strategies -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -69,6 +70,13 @@ def ledger(
     _print(*query(paths, f"SELECT * FROM {sql.strip()}" if named else sql), format)
 
 
+def _finite(value: object) -> object:
+    """A value as JSON can say it: what is no number is null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def _print(names: list[str], rows: list[tuple[object, ...]], format: Format) -> None:
     import csv
     import json
@@ -76,7 +84,7 @@ def _print(names: list[str], rows: list[tuple[object, ...]], format: Format) -> 
 
     if format == "json":
         for row in rows:
-            line = dict(zip(names, row, strict=True))
+            line = {name: _finite(value) for name, value in zip(names, row, strict=True)}
             typer.echo(json.dumps(line, ensure_ascii=False, default=str))
     elif format == "csv":
         out = csv.writer(sys.stdout, lineterminator="\n")

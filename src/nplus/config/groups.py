@@ -107,6 +107,13 @@ def require_plan(cfg: GroupConfig) -> None:
                 f"batch_size={cfg.batch_size} is not a multiple of {key}={part}; choose one that "
                 "divides it"
             )
+    prompts = cfg.batch_size // cfg.num_generations
+    whole = cfg.shared or cfg.stage == "online_dpo"
+    if whole and cfg.num_mini_batches > prompts:
+        raise ValueError(
+            f"num_mini_batches={cfg.num_mini_batches} with {prompts} prompts in a batch, whose "
+            f"responses stay together: at most {prompts} minibatches have any"
+        )
     minibatch = cfg.batch_size // cfg.num_mini_batches
     if minibatch % cfg.micro_batch_size:
         raise ValueError(

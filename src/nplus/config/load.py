@@ -71,7 +71,7 @@ def load_config(
     layers = [(str(config_file), _read_yaml(config_file))] if config_file else []
     layers += [(f"--set {_told(text)}", _parse_set(text)) for text in sets]
     trees = [tree for _, tree in layers]
-    merged = prepared(recipe_config.model_dump(), trees)
+    merged = prepared(recipe_config.model_dump(), trees, _defaults)
     problems: list[str] = []
     for source, tree in layers:
         tree, wrong = _known_only(RunConfig, _unabbreviated(tree))
@@ -299,6 +299,12 @@ def _known_only(model: type[Config], tree: Tree, prefix: str = "") -> tuple[Tree
         else:
             known[name] = value
     return known, problems
+
+
+def _defaults(part: str) -> Tree:
+    """What a component of a run begins with."""
+    component = _component(RunConfig, part)
+    return {} if component is None else component().model_dump()
 
 
 def _component(model: type[Config], name: str) -> type[Config] | None:

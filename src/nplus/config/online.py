@@ -168,6 +168,17 @@ class OnlineConfig(Config):
                 f"pairing={self.pairing} with scorer={self.scorer}: it needs several opinions; set "
                 "scorer=ensemble"
             )
+        for key in ("length_penalty", "missing_eos_penalty"):
+            if self.pairing == "knockout" and getattr(self, key):
+                raise ValueError(
+                    f"{key}={getattr(self, key)} with pairing=knockout: matches find the pair, and "
+                    f"no score is penalised; set {key}=0, or another pairing"
+                )
+        if self.train.max_rows is not None:
+            raise ValueError(
+                f"train.max_rows={self.train.max_rows}: a round trains on all its pairs; set "
+                "prompts, or history=fresh"
+            )
         if self.offline_pairs is not None and self.history != "offline-mix":
             raise ValueError(
                 f"offline_pairs={self.offline_pairs} with history={self.history}: set "

@@ -40,18 +40,23 @@ LIKE_PPO: dict[str, tuple[str, ...]] = {
 """Components that begin, where a recipe has none, with the run's PPO's values of these keys."""
 
 
-def prepared(base: Tree, layers: Sequence[Tree]) -> Tree:
-    """A recipe's settings, ready for the layers to be merged over them in turn."""
-    return with_presets(switched_on(base, layers), layers)
+def prepared(base: Tree, layers: Sequence[Tree], defaults: Callable[[str], Tree]) -> Tree:
+    """A recipe's settings, ready for the layers to be merged over them in turn.
+
+    `defaults(part)` are those of a component.
+    """
+    return with_presets(switched_on(base, layers, defaults), layers)
 
 
-def switched_on(base: Tree, layers: Sequence[Tree]) -> Tree:
-    """`base` with what components of `LIKE_PPO` begin with, where the layers have them first."""
+def switched_on(base: Tree, layers: Sequence[Tree], defaults: Callable[[str], Tree]) -> Tree:
+    """`base` with what the components begin with that the layers have first: their defaults, and
+    those of `LIKE_PPO` the run's PPO's."""
     parts = (tree["ppo"] for tree in layers if isinstance(tree.get("ppo"), dict))
     ppo: Tree = reduce(merge, parts, base["ppo"] or {})
-    for part, keys in LIKE_PPO.items():
-        if base[part] is None and any(isinstance(tree.get(part), dict) for tree in layers):
-            base = {**base, part: {key: ppo[key] for key in keys if key in ppo}}
+    for part in [name for name, value in base.items() if value is None]:
+        if any(isinstance(tree.get(part), dict) for tree in layers):
+            alike = {key: ppo[key] for key in LIKE_PPO.get(part, ()) if key in ppo}
+            base = {**base, part: defaults(part) | alike}
     return base
 
 

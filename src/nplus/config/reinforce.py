@@ -137,6 +137,11 @@ def _of_groups(cfg: ReinforceConfig) -> list[str]:
             "num_generations=2 or more"
             for one in alone
         ]
+    if cfg.signal == "preference" and cfg.overlong_share is not None:
+        found.append(
+            f"overlong_share={cfg.overlong_share} with signal=preference: of two equal responses "
+            "the policy's alone would pay for its length; set overlong_share=null"
+        )
     if cfg.signal == "preference" and cfg.baseline == "greedy":
         found.append(
             "signal=preference with baseline=greedy: the rival is drawn from a mixture; set "

@@ -152,10 +152,12 @@ VIEWS: Mapping[str, tuple[str, str]] = {
     "reward_by_round": (
         "mean raw score of all responses, of the best and of the worst to a prompt",
         """
-        SELECT round, count(*) AS prompts, avg(list_avg(scores)) AS reward,
-          avg(list_max(scores)) AS best, avg(list_min(scores)) AS worst,
-          avg(CASE WHEN reason = '' THEN margin END) AS margin
-        FROM ledger GROUP BY round ORDER BY round
+        SELECT round, count(*) AS prompts, avg(list_avg(scores)) FILTER (known) AS reward,
+          avg(list_max(scores)) FILTER (known) AS best,
+          avg(list_min(scores)) FILTER (known) AS worst,
+          avg(margin) FILTER (reason = '') AS margin
+        FROM (SELECT *, isfinite(list_sum(scores)) AS known
+          FROM ledger) GROUP BY round ORDER BY round
         """,
     ),
     "length_by_round": (
@@ -164,8 +166,9 @@ VIEWS: Mapping[str, tuple[str, str]] = {
         """
         WITH by_prompt AS (
           SELECT round, prompt, avg(tokens) AS tokens, avg(ended::INT) AS ended,
-            CASE WHEN stddev_pop(tokens) > 0 AND stddev_pop(score) > 0
-              THEN corr(score, tokens) END AS correlation
+            CASE WHEN bool_and(isfinite(score)) AND stddev_pop(tokens) > 0
+              AND stddev_pop(score) FILTER (isfinite(score)) > 0
+              THEN corr(score, tokens) FILTER (isfinite(score)) END AS correlation
           FROM samples GROUP BY round, prompt)
         SELECT s.round, s.tokens, s.ended, p.chosen_tokens, p.rejected_tokens, s.correlation
         FROM (SELECT round, avg(tokens) AS tokens, avg(ended) AS ended,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nplus.config import CurveConfig, RunConfig, SamplingConfig
+from nplus.config import CurveConfig, PPOConfig, RunConfig, SamplingConfig
+from nplus.config.groups import GroupConfig
 from nplus.config.online import Step
 from nplus.config.run import ONLINE
 from nplus.records import Sample
@@ -42,15 +43,27 @@ def inputs_of(config: RunConfig) -> tuple[str, ...]:
     return ("data", BASE, "reward", *ONLINE, *trained)
 
 
+def spent_by(cfg: PPOConfig | GroupConfig, where: StageDir) -> list[int]:
+    """Responses that each update of a stage drew and scored: further draws and rivals count."""
+    each = [cfg.batch_size] * (cfg.total_episodes // cfg.batch_size)
+    if isinstance(cfg, PPOConfig):
+        return each
+    if getattr(cfg, "dynamic_sampling_max", 1) > 1:
+        drawn = [row["metrics"]["groups/drawn"] for row in where.journal_rows()]
+        each = [round(groups) * cfg.num_generations for groups in drawn]
+    rivals = {"none": 0, "greedy": cfg.batch_size // cfg.num_generations, "mixture": cfg.batch_size}
+    return [rows + rivals[cfg.rival] for rows in each]
+
+
 def points_of(ctx: Context) -> Iterator[Point]:
     """What the run's stages have kept, stage by stage; SFT first."""
     config, dirs = ctx.config, ctx.dirs
     yield Point(BASE, 0, 0, dirs[BASE].model)
     for stage in (name for name in ONLINE if name in dirs):
         cfg, where = getattr(config, stage), dirs[stage]
-        updates = cfg.total_episodes // cfg.batch_size
-        for step, path in {**where.policies(), updates: where.model}.items():
-            yield Point(stage, step, step * cfg.batch_size, path)
+        spent = spent_by(cfg, where)
+        for step, path in {**where.policies(), len(spent): where.model}.items():
+            yield Point(stage, step, sum(spent[:step]), path)
     if config.online is not None:
         each = config.online.prompts * config.online.samples
         for number in range(1, config.online.rounds + 1):

@@ -25,7 +25,7 @@ from nplus.data.collate import (
     require_margins,
 )
 from nplus.evaluation.accuracy import margin_records
-from nplus.records import Comparison, read_records, write_records
+from nplus.records import Comparison, InputError, read_records, write_records
 from nplus.runs import StageDir
 from nplus.stages.compute import for_training, forward_precision
 from nplus.stages.context import Context
@@ -46,7 +46,15 @@ def rows_of(
     if "margin" in preference.kind_of(cfg).reads:
         mend = f"set {name}.loss_type=sigmoid"
         require_margins(comparisons, f"{name}.loss_type={cfg.loss_type}", mend)
-    return pair_rows(ctx.codec, comparisons, cfg.xpo_policy if cfg.xpo_alpha else None)
+    rows = pair_rows(ctx.codec, comparisons, cfg.xpo_policy if cfg.xpo_alpha else None)
+    if cfg.xpo_alpha and not any(any(row.designated) for row in rows):
+        writers = sorted({policy for c in comparisons for policy in c.policies})
+        raise InputError(
+            f"{name}.xpo_policy={cfg.xpo_policy}: it wrote no response of these pairs, so the "
+            f"optimism of {name}.xpo_alpha={cfg.xpo_alpha} would be of none; name one of "
+            f"{', '.join(writers)}, or set {name}.xpo_alpha=0"
+        )
+    return rows
 
 
 def in_pieces(rows: list[PairRow], size: int, pad_id: int) -> list[Pairs]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,13 +54,13 @@ class PairLoss:
         scores_B = shaped(rollout.scores_B, rollout.has_eos_B, cfg)
         scores_QG = scores_B.view(-1, cfg.num_generations)
         best_Q, worst_Q, apart_Q = best_and_worst(scores_QG)
-        rows = pairs(grouped, best_Q[apart_Q], worst_Q[apart_Q], apart_Q)
         gaps_Q = scores_QG.amax(1) - scores_QG.amin(1)
+        rows = [row for row in pairs(grouped, best_Q, worst_Q, gaps_Q, apart_Q) if teaches(row)]
         metrics = rollout_metrics(grouped, scores_B) | {
             "groups/score_std": Mean.of(scores_QG.std(1)),
             "groups/score_gap": Mean.of(gaps_Q),
             "groups/equal": Mean.of(~apart_Q),
-            "groups/dropped": Sum(float((~apart_Q).sum())),
+            "groups/dropped": Sum(float(len(apart_Q) - len(rows))),
         }
         return self.cut(rows, step, hands), metrics
 
@@ -86,15 +87,21 @@ class PairLoss:
             with torch.no_grad():
                 ref_logprobs_2N = pair_logprobs(self.reference, micro, shared=self.cfg.shared)
             logprobs_2N = pair_logprobs(self.policy, micro, shared=self.cfg.shared)
+        # A score that is no number spoils the step, which is then left out, as without pairs.
+        spoiled_N = ~micro.margin_N.isfinite()
+        logprobs_2N = logprobs_2N.masked_fill(spoiled_N.repeat(2), math.nan)
         return preference.objective(logprobs_2N, ref_logprobs_2N, micro, self.loss)
 
 
-def pairs(grouped: GroupRollout, best_N: Tensor, worst_N: Tensor, apart_Q: Tensor) -> list[PairRow]:
-    """The chosen and the rejected response of each group that has two; `best_N` and `worst_N` are
-    their places in it."""
+def pairs(
+    grouped: GroupRollout, best_Q: Tensor, worst_Q: Tensor, gaps_Q: Tensor, apart_Q: Tensor
+) -> list[PairRow]:
+    """The chosen and the rejected response of each group in `apart_Q`, and how far their scores
+    are apart; `best_Q` and `worst_Q` are their places in the group."""
     generation = grouped.rollout.generation
     each = len(generation) // len(apart_Q)
     first_N = apart_Q.nonzero().flatten() * each
+    best_N, worst_N = best_Q[apart_Q], worst_Q[apart_Q]
 
     def ids(tokens: Tensor, mask: Tensor, index: Tensor) -> list[list[int]]:
         return [row[real].tolist() for row, real in zip(tokens[index], mask[index], strict=True)]
@@ -105,9 +112,16 @@ def pairs(grouped: GroupRollout, best_N: Tensor, worst_N: Tensor, apart_Q: Tenso
         ids(prompts.tokens_BP, prompts.mask_BP, first_N),
         ids(*responses, first_N + best_N),
         ids(*responses, first_N + worst_N),
+        gaps_Q[apart_Q].tolist(),
         strict=True,
     )
     return [PairRow(*row) for row in found]
+
+
+def teaches(row: PairRow) -> bool:
+    """Whether a pair is of two texts, or is to spoil its step; equal texts may differ in the last
+    digit of their scores."""
+    return row.chosen != row.rejected or not math.isfinite(row.margin)
 
 
 def longest(row: PairRow) -> int:

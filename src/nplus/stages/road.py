@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from nplus.config import RunConfig, profiles, relatives
-from nplus.config.online import step_of
+from nplus.config.online import Step, step_of
 from nplus.config.run import ONLINE, member_of, reward_stages
 from nplus.data.tokens import Codec
 from nplus.distributed.topology import Topology, connected
@@ -144,8 +144,7 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     if name in ONLINE and not config.scoring.plain:
         parts["scoring"] = scoring_key(config.scoring)
     if name in ("curve", "evaluate") and config.evaluate.judge == "llm":
-        # Whom is asked, and how; not how fast.
-        parts["judge"] = config.judge.model_dump(include={"model", "base_url", "order"})
+        parts["judge"] = steps.judge_key(config)
     if name == "curve":
         names = {"judge", "response_length", "micro_batch_size", "length_bins", "use_stemmer"}
         parts["evaluate"] = config.evaluate.model_dump(mode="json", include=names)
@@ -184,7 +183,8 @@ def preflight(config: RunConfig) -> None:
     """Look at the loop's prompts, model, tokenizer and judge before any work; InputError names what
     is wrong. (The stage `data` comes first anyway, and looks at the rest.)"""
     disable_progress_bar()  # ours shows the steps; transformers' shows each file
-    if config.evaluate.judge == "llm" and "evaluate" in config.stage_names():
+    verdicts = ("evaluate", "curve", Step(steps.BASE, "validate").name)
+    if config.evaluate.judge == "llm" and any(name in config.stage_names() for name in verdicts):
         require_judge(config.judge)
     if "prompts" in config.stage_names():
         prompts.rows_of(config)

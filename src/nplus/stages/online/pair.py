@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
@@ -32,6 +33,13 @@ def run(
             f"{scored.path}: scores other prompts than {drawn.path.name} holds; remove both "
             "folders and run again"
         )
+    for row, score in zip(responses, scores, strict=True):
+        counts = {*map(len, score["member_scores"])}
+        if counts != {len(row["responses"])}:
+            raise InputError(
+                f"{scored.path}: prompt {row['id']!r} has {len(row['responses'])} responses and "
+                f"{', '.join(map(str, sorted(counts)))} scores; remove the folder and run again"
+            )
     reference = weights_hash(ctx.dirs[policy_stage(refers_to(cfg, round))])
     rows = [
         ledger_row(row | score, cfg, round, ctx.seed, reference)
@@ -123,7 +131,7 @@ def summary(rows: Sequence[LedgerRow]) -> dict[str, Any]:
     """What the manifest tells of a round's pairs; the ledger's views count the same."""
     kept = [row for row in rows if not row.reason]
     reasons = Counter(row.reason for row in rows if row.reason)
-    scored = [row for row in rows if row.reason != "nan"]
+    scored = [row for row in rows if all(map(math.isfinite, row.scores))]
     return {
         "prompts": len(rows),
         "pairs": len(kept),

@@ -36,8 +36,7 @@ def run(where: StageDir, ctx: Context, round: int) -> dict[str, Any]:
     reference = None
     if cfg.train.has_reference:
         reference = ctx.policy(policy_stage(refers_to(cfg, round))).eval().requires_grad_(False)
-    pairs = pairs_of(ctx, round)[: cfg.train.max_rows]
-    rows = dpo.rows_of(pairs, ctx, cfg.train, "online.train")
+    rows = dpo.rows_of(pairs_of(ctx, round), ctx, cfg.train, "online.train")
     results = dpo.train(policy, reference, rows, where, ctx, cfg.train, name=f"round{round}")
     ctx.keep(policy, where.model)
     return {**results, "pairs": len(rows)}
