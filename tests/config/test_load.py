@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nplus.config import DPOConfig, RunConfig
+from nplus.config import DPOConfig, OnlineConfig, ReinforceConfig, RunConfig
 from nplus.config.load import config_hash, dump_yaml, known_keys, load_config
 from nplus.recipes import RECIPES, recipe
 from nplus.records import InputError
@@ -69,6 +69,21 @@ def test_a_stage_that_is_left_out_comes_back_with_its_defaults():
     again = load_config(recipe("toy"), sets=["dpo.epochs=2"])
     assert recipe("toy").dpo is None
     assert again.dpo == DPOConfig(epochs=2)
+
+
+def test_a_part_of_a_stage_that_is_left_out_leaves_its_other_defaults():
+    """The loop's training begins with the paper's settings, not with those of `dpo`."""
+    loop = load_config(recipe("toy"), sets=["online.train.loss_type=ipo"]).online
+    paper = OnlineConfig().train
+    assert loop.train == paper.model_copy(update={"loss_type": "ipo"})
+    assert (loop.train.epochs, loop.train.beta, loop.train.optim.learning_rate) == (2, 0.1, 5e-7)
+    assert recipe("toy:online").ppo is None
+    rloo = load_config(recipe("toy:online"), sets=["reinforce.optim.learning_rate=1e-5"]).reinforce
+    linear = ReinforceConfig().optim
+    assert rloo.optim == linear.model_copy(update={"learning_rate": 1e-5})
+    assert linear.lr_scheduler_type == "linear"
+    alike = load_config(recipe("toy"), sets=["reinforce.optim.learning_rate=1e-5"]).reinforce
+    assert alike.batch_size == recipe("toy").ppo.batch_size
 
 
 def test_data_is_short_for_a_file():

@@ -127,6 +127,11 @@ def test_ppo_may_be_left_out():
         (["algorithm=grpo", "ratio=sequence", "aggregation=token"], "set aggregation=sequence"),
         (["algorithm=grpo", "kl_estimator=k1"], "its gradient is 0 in expectation"),
         (["algorithm=rloo", "kl_credit=to_go"], "set kl_credit=sequence, or ratio=token"),
+        (["algorithm=nash_md", "overlong_share=0.2"], "would pay for its length"),
+        (
+            ["layout=shared", "num_generations=4", "batch_size=32", "num_mini_batches=16"],
+            "num_mini_batches=16 with 8 prompts",
+        ),
         (["algorithm=nash_md", "baseline=greedy"], "the rival is drawn from a mixture"),
         (["algorithm=rloo", "micro_batch_size=7"], "not a multiple of micro_batch_size=7"),
         (["algorithm=rloo", "sampling.response_length=5"], "reinforce.sampling.response_length=5"),

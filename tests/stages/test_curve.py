@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from nplus.config import CurveConfig, OnlineConfig, ReinforceConfig
-from nplus.runs import RunRoot
+from nplus.runs import RunRoot, StageDir
 from nplus.stages import on_policy
+from nplus.stages.curve import spent_by
 from nplus.stages.scorers import RewardScorer
 
 GROUPS = {
@@ -132,6 +133,19 @@ def test_points_are_the_policies_with_the_rollouts_they_took(walked):
     first, *others = results["points"]
     assert first["kl"]["value"] == 0
     assert all(row["kl"]["value"] != 0 for row in others)
+
+
+def test_further_draws_and_rivals_are_rollouts_too(tmp_path):
+    def spent(**changed):
+        cfg = ReinforceConfig.model_validate(GROUPS | changed)
+        return spent_by(cfg, StageDir(tmp_path))
+
+    assert spent(algorithm="rloo") == [4, 4, 4]
+    assert spent(algorithm="remax", num_generations=1) == [8, 8, 8]  # a greedy one to a prompt
+    assert spent(algorithm="nash_md", num_generations=1) == [8, 8, 8]
+    for step, drawn in enumerate((2.0, 5.0, 3.0)):
+        StageDir(tmp_path).journal(step + 1, {"groups/drawn": drawn})
+    assert spent(algorithm="dapo", dynamic_sampling_max=5) == [4, 10, 6]
 
 
 def test_best_of_one_is_sft_itself(walked):

@@ -55,6 +55,28 @@ def test_the_verdict_of_a_language_model(finished, road_config, drive, tmp_path,
     }
 
 
+def test_another_judge_validates_the_rounds_anew(road_config):
+    """The round that is returned is the judge's choice."""
+
+    def key(name, **settings):
+        config = road_config(online={"response_length": 48}, **settings)
+        return road.stage_config(name, config)
+
+    for name in ("round0_validate", "round1_validate", "evaluate"):
+        asked = key(name, evaluate={"judge": "llm"})
+        for other in ({"model": "another"}, {"order": "both"}):
+            assert key(name, evaluate={"judge": "llm"}, judge=other) != asked, (name, other)
+        assert key(name, evaluate={"judge": "llm"}, judge={"retries": 1}) == asked
+        assert key(name) == key(name, judge={"model": "another"})
+
+
+def test_a_judge_of_rounds_alone_is_asked_for_before_any_work(road_config, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    config = road_config(online={"response_length": 48}, evaluate={"judge": "llm"}, until="online")
+    with pytest.raises(InputError, match="judge"):
+        road.preflight(config)
+
+
 def test_a_judge_that_cannot_be_asked_stops_the_run_before_any_work(
     road_config, drive, tmp_path, monkeypatch
 ):

@@ -282,6 +282,18 @@ def test_the_second_round_trains_on_the_pairs_of_both(looped):
     assert trained == sum(counts)
 
 
+def test_a_round_finds_the_reference_s_log_probs_of_the_rounds_before(again, loop_config):
+    train = loop_config().online.train.model_dump() | {"ref_logprobs": "cached"}
+    stages = again(loop_config(train=train)).stages()
+    counted = []
+    for number in (1, 2):
+        lines = stages[f"round{number}_train"].journal_path.read_text().splitlines()
+        events = [row for row in map(json.loads, lines) if row.get("event") == "ref_logprobs"]
+        counted += [(row["computed"], row["kept"]) for row in events]
+    first, both = (stages[f"round{n}_train"].manifest().results["pairs"] for n in (1, 2))
+    assert counted == [(first, 0), (both - first, first)]
+
+
 def test_the_chosen_round_is_the_policy(looped):
     found = looped.stages()["online"].manifest().results
     rates = {

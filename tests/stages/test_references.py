@@ -55,12 +55,12 @@ class Counting:
 def kept(stage_context, codec, where, tiny_causal, monkeypatch):
     """`kept(rows=ROWS, seed=1, codec=codec)`: the rows with log-probs, and how many were new."""
 
-    def run(rows=ROWS, seed=1, codec=codec, topology=None):
+    def run(rows=ROWS, seed=1, codec=codec, topology=None, place=where, earlier=()):
         cfg = DPOConfig(ref_logprobs="cached", batch={"batch_size": 2, "micro_batch_size": 2})
         ctx = stage_context(codec=codec, topology=topology, dpo=cfg)
         counting = Counting(monkeypatch)
         reference = tiny_causal(seed).double()
-        found = dpo.with_reference(reference, rows, where, ctx, cfg)
+        found = dpo.with_reference(reference, rows, place, ctx, cfg, earlier)
         return [row.ref_logprobs for row in found], counting.rows
 
     return run
@@ -112,6 +112,25 @@ def test_other_pairs_are_computed_and_the_rest_is_kept(kept, tiny_causal):
     found, new = kept(changed)
     assert new == 2
     near(found, changed, tiny_causal(1))
+
+
+def test_a_later_stage_finds_what_an_earlier_one_kept(kept, where, tiny_causal, tmp_path):
+    kept(ROWS[:2])
+    before = {path: path.read_bytes() for path in where.path.rglob("*") if path.is_file()}
+    later = StageDir(tmp_path / "later")
+    later.path.mkdir()
+    rows, new = kept(ROWS, place=later, earlier=[where])
+    assert new == 2
+    assert rows == kept(ROWS, place=later)[0]
+    assert kept(ROWS, seed=2, place=later, earlier=[where])[1] == 4  # another reference
+    damaged = bytearray(before[where.ref_logprobs])
+    damaged[-1] ^= 1
+    where.ref_logprobs.write_bytes(damaged)
+    last = StageDir(tmp_path / "last")
+    last.path.mkdir()
+    assert kept(ROWS, place=last, earlier=[where])[1] == 4
+    assert "damaged" in last.journal_path.read_text()  # a finished stage's journal stays as it is
+    assert where.journal_path.read_bytes() == before[where.journal_path]
 
 
 def test_the_sides_of_a_pair_are_not_mixed_up():

@@ -105,7 +105,8 @@ class DPOConfig(Config):
     reading of it; the same log-probs but for rounding, for less work."""
     ref_logprobs: Literal["online", "cached"] = "online"
     """The reference's log-probs: computed at every step, or once before the first and kept in the
-    stage's directory. Other batch shapes, so the last digits differ."""
+    stage's directory, where later rounds of the loop find them. Other batch shapes, so the last
+    digits differ."""
     save_steps: int = Field(0, ge=0)
     """Checkpoint every so many steps; 0 only at the end."""
 

@@ -5,6 +5,7 @@ Offline, as in the paper; other stages give `train` pairs, a policy and settings
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -154,12 +155,16 @@ def train(
     cfg: DPOConfig,
     *,
     name: str,
+    earlier: Sequence[StageDir] = (),
 ) -> dict[str, float]:
-    """`epochs` passes over comparisons, one step per `batch_size` pairs; resumes by itself."""
+    """`epochs` passes over comparisons, one step per `batch_size` pairs; resumes by itself.
+
+    `earlier` stages may have kept log-probs of the same reference.
+    """
     shown = {"loss": "loss/train", "accuracy": "rewards/accuracies"}
     if cfg.ref_logprobs == "cached":
         assert reference is not None
-        rows = with_reference(reference, rows, where, ctx, cfg)
+        rows = with_reference(reference, rows, where, ctx, cfg, earlier)
     made = trainer(policy, reference, rows, ctx, cfg, name=name)
     return made.run(where, save_steps=cfg.save_steps, shown=shown)
 
@@ -170,12 +175,13 @@ def with_reference(
     where: StageDir,
     ctx: Context,
     cfg: DPOConfig,
+    earlier: Sequence[StageDir] = (),
 ) -> list[PairRow]:
     """The rows with the reference's log-probs, which the stage's directory keeps."""
     batches = partial(in_pieces, size=cfg.batch.micro_batch_size, pad_id=ctx.codec.pad_id)
     rows = [row._replace(ref_logprobs=None) for row in rows]
     reader = partial(forward, ctx=ctx, layout=cfg.layout)
-    return referred(rows, reference, where, ctx, batches, reader)
+    return referred(rows, reference, where, ctx, batches, reader, earlier)
 
 
 @torch.no_grad()

@@ -62,8 +62,10 @@ def referred(
     ctx: Context,
     batches: Callable[[list[PairRow]], list[Pairs]],
     forward: Callable[[PreTrainedModel, PairBatch], Tensor],
+    earlier: Sequence[StageDir] = (),
 ) -> list[PairRow]:
-    """The rows with the reference's log-probs: those in the stage's directory, the rest computed.
+    """The rows with the reference's log-probs: those in the stage's directory or in those of
+    `earlier` ones, the rest computed.
 
     `batches` keeps the order of the rows. All processes share the work; the first reads and writes.
     """
@@ -76,7 +78,8 @@ def referred(
             "autocast": ctx.config.compute.autocast,
             "device": ctx.device.type,
         }
-        known = read(where, about)
+        for place in (*earlier, where):
+            known |= read(place, about, where)
     known = topology.collectives.broadcast(known)
     names = [pair_hash(row) for row in rows]
     new = {name: row for name, row in zip(names, rows, strict=True) if name not in known}
@@ -125,8 +128,9 @@ def write(where: StageDir, about: dict[str, str], known: Known) -> None:
     replace_bytes(where.ref_logprobs, save(tensors, metadata=told))
 
 
-def read(where: StageDir, about: dict[str, str]) -> Known:
-    """What was kept; nothing where it holds for something else or is damaged."""
+def read(where: StageDir, about: dict[str, str], teller: StageDir) -> Known:
+    """What was kept; nothing where it holds for something else, or is damaged, which the journal
+    of `teller` then says."""
     if not where.ref_logprobs.is_file():
         return {}
     try:
@@ -134,13 +138,13 @@ def read(where: StageDir, about: dict[str, str]) -> Known:
             told = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in ("pairs_N32", "logprobs_N2")}
     except (SafetensorError, OSError) as error:
-        where.event("damaged", file=where.ref_logprobs.name, why=str(error))
+        teller.event("damaged", file=where.ref_logprobs.name, why=str(error))
         return {}
     digest = told.pop("digest", "")
     if told != about:
         return {}
     if digest != _digest(about, tensors):
-        where.event("damaged", file=where.ref_logprobs.name, why="it is not what was written")
+        teller.event("damaged", file=where.ref_logprobs.name, why="it is not what was written")
         return {}
     names = [bytes(row).hex() for row in tensors["pairs_N32"].tolist()]
     pairs = [(float(a), float(b)) for a, b in tensors["logprobs_N2"].tolist()]

@@ -37,6 +37,9 @@ def run(where: StageDir, ctx: Context, round: int) -> dict[str, Any]:
     if cfg.train.has_reference:
         reference = ctx.policy(policy_stage(refers_to(cfg, round))).eval().requires_grad_(False)
     rows = dpo.rows_of(pairs_of(ctx, round), ctx, cfg.train, "online.train")
-    results = dpo.train(policy, reference, rows, where, ctx, cfg.train, name=f"round{round}")
+    earlier = [ctx.dirs[f"round{number}_train"] for number in range(1, round)]
+    results = dpo.train(
+        policy, reference, rows, where, ctx, cfg.train, name=f"round{round}", earlier=earlier
+    )
     ctx.keep(policy, where.model)
     return {**results, "pairs": len(rows)}
