@@ -44,8 +44,8 @@ def run(
     on as many processes as are asked for now. `torchrun -m nplus run ...` works too, on several
     machines that share the run's directory.
 
-    Of a recipe that is a study, as toy:online, all seeds run and are compared; with --seed one run
-    of it.
+    Of a recipe that is a study, as toy:online, all seeds run and are compared; with --seed,
+    --until or --processes one run of it.
     """
     from nplus.recipes.studies import STUDIES
 
