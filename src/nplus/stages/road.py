@@ -65,10 +65,10 @@ VERSIONS = {
     "reward": 2,
     "ppo": 1,
     "reinforce": 1,
-    "online_dpo": 1,
+    "online_dpo": 2,
     "dpo": 1,
     "online": 1,
-    "curve": 1,
+    "curve": 2,
     "evaluate": 4,
 }
 """Raised when a stage's algorithm changes, so that old results are not taken for new ones."""
