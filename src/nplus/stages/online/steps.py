@@ -40,11 +40,6 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
 not done again."""
 
 
-def judge_key(config: RunConfig) -> dict[str, Any]:
-    """Whom a verdict asks where a language model judges, and how; not how fast."""
-    return config.judge.model_dump(include={"model", "base_url", "order"})
-
-
 def settings_of(step: Step, config: RunConfig) -> dict[str, Any]:
     """What a step's key covers of the configuration, beside what all stages share."""
     assert config.online is not None
@@ -60,7 +55,7 @@ def settings_of(step: Step, config: RunConfig) -> dict[str, Any]:
         names = ("temperatures", "response_length", "micro_batch_size", "use_stemmer")
         parts["evaluate"] = {name: whole[name] for name in (*names, "length_bins", "judge")}
         if config.evaluate.judge == "llm":
-            parts["judge"] = judge_key(config)
+            parts["judge"] = config.judge.asked
     return parts
 
 
