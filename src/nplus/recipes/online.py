@@ -29,8 +29,8 @@ from nplus.recipes.toy import RESPONSE_LENGTH, toy
 
 ROUNDS, PROMPTS, TEST = 3, 400, 1_500
 
-# Validation posts chose these (docs/lab-log.md): an ensemble, since reward models of this size
-# differ much by their seed; smoothed labels and clipped steps; and each side's learning rate.
+# Validation posts chose these (docs/lab-log.md): an ensemble of five, since reward models of this
+# size differ much by their seed; smoothed labels and clipped steps; and each side's learning rate.
 LOSS = {
     "batch": BatchConfig(batch_size=16, micro_batch_size=16),
     "beta": 0.1,
@@ -57,7 +57,7 @@ def online() -> RunConfig:
             "data": base.data.model_copy(
                 update={"world": base.data.world.model_copy(update={"test": TEST})}
             ),
-            "reward": base.reward.model_copy(update={"members": 3}),
+            "reward": base.reward.model_copy(update={"members": 5}),
             # Rounds train on 400, 800 and 1,200 pairs: 2,400 pairs of steps, as offline.
             "dpo": _toy_dpo(4e-4, epochs=2, max_rows=ROUNDS * PROMPTS),
             "online": OnlineConfig(
