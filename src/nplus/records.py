@@ -102,6 +102,8 @@ class Comparison:
     margin: float | None = None
     """How much better the preferred response is, where something tells: its score less the
     other's."""
+    ended: tuple[bool, bool] = (True, True)
+    """Whether each response ended by itself; one that was cut off has no EOS to be taught."""
 
     @property
     def chosen(self) -> str:
@@ -286,6 +288,14 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _two_flags(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(part, bool) for part in value)
+    )
+
+
 _KINDS: Mapping[str, Callable[[object], bool]] = {
     "str": lambda value: isinstance(value, str),
     "int": _whole,
@@ -295,6 +305,7 @@ _KINDS: Mapping[str, Callable[[object], bool]] = {
     "float | None": lambda value: value is None or _whole(value) or isinstance(value, float),
     "bool": lambda value: isinstance(value, bool),
     "tuple[str, str]": _two_texts,
+    "tuple[bool, bool]": _two_flags,
     "tuple[str, ...]": lambda value: isinstance(value, tuple),
     "tuple[tuple[int, int], ...]": lambda value: (
         isinstance(value, tuple)

@@ -39,6 +39,30 @@ def test_margin_is_the_difference_of_the_two():
     assert pick(candidates([2.0, 1.0, 5.0, 0.5]), TEXTS, "best_worst").margin == 4.5
 
 
+@pytest.mark.parametrize(
+    ("pairing", "field", "expected"),
+    [
+        ("best_worst", [0, 1, 3], (0, 3, "")),
+        ("best_worst", [0, 2], (2, 0, "")),
+        ("best_second", [3, 1, 0], (0, 1, "")),
+        ("across", [0, 1, 3], (0, 3, "")),
+        ("across", [0, 1], (0, 1, "truncated")),
+        ("best_worst", [2], (0, 1, "truncated")),
+        ("best_worst", [], (0, 1, "truncated")),
+    ],
+)
+def test_only_those_of_the_field_take_part(pairing, field, expected):
+    found = pick(candidates([2.0, 1.0, 5.0, 0.5]), TEXTS, pairing, field=field)
+    assert (found.chosen, found.rejected, found.reason) == expected
+
+
+def test_an_unreadable_score_outside_the_field_does_no_harm():
+    of = candidates([2.0, math.nan, 5.0, 0.5])
+    assert pick(of, TEXTS, "best_worst").reason == "nan"
+    assert pick(of, TEXTS, "best_worst", field=[0, 2]).reason == ""
+    assert pick(of, TEXTS, "best_worst", field=[0, 1]).reason == "nan"
+
+
 def test_best_random_takes_every_other_response_equally_often():
     counts = [0, 0, 0, 0]
     for k in range(300):

@@ -175,6 +175,21 @@ def test_margins_and_designated_responses_of_comparisons(codec: Codec) -> None:
     assert [row.designated for row in pair_rows(codec, pairs)] == [(False, False)] * 2
 
 
+def test_a_response_that_was_cut_off_has_no_eos(codec: Codec) -> None:
+    sides = ("left.", "right."), ("x", "y")
+    pairs = [
+        Comparison("a", "Q:", *sides, choice=1, ended=(False, True)),
+        Comparison("b", "Q:", *sides, choice=0, ended=(False, True)),
+        Comparison("c", "Q:", ("", "right."), ("x", "y"), choice=1, ended=(False, False)),
+    ]
+    left, right = map(codec.encode_response, ("left.", "right."))
+    first, second, third = pair_rows(codec, pairs)
+    assert (first.chosen, first.rejected) == (right, left[:-1])
+    assert (second.chosen, second.rejected) == (left[:-1], right)
+    assert third.chosen == right[:-1]
+    assert len(third.rejected) > 0  # a pair needs a token of each
+
+
 def test_texts_for_a_scorer_end_in_eos_on_the_right(codec: Codec) -> None:
     tokens, mask = text_batch(
         codec, [("Q:", "yes."), ("Question:", " yes, of course."), ("Q:", "")]

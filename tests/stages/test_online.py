@@ -17,8 +17,9 @@ from nplus.records import Comparison, InputError, Sample, read_records
 from nplus.runs.ledger import query, read_ledger
 from nplus.runs.pieces import read_pieces
 from nplus.seeding import uniforms
+from nplus.stages import dpo
 from nplus.stages.context import Context
-from nplus.stages.online import common, steps
+from nplus.stages.online import common, pair, steps, train
 from nplus.stages.scorers import RewardScorer
 
 LOOP = {
@@ -186,8 +187,12 @@ def test_a_mix_of_checkpoints_reads_them(loop_config):
         ({"pairing": "thompson"}, "scorer=ensemble"),
         ({"scorer": "ensemble"}, "reward.members"),
         ({"offline_pairs": 3}, "offline-mix"),
-        ({"pairing": "knockout", "length_penalty": 0.1}, "no score is penalised"),
+        ({"pairing": "knockout", "length_penalty": 0.1}, "whatever their scores"),
         ({"pairing": "knockout", "missing_eos_penalty": 1.0}, "set missing_eos_penalty=0"),
+        (
+            {"pairing": "knockout", "mask_truncated_completions": True},
+            "set mask_truncated_completions=False",
+        ),
         ({"train": {"max_rows": 4}}, "trains on all its pairs"),
         ({"draw": ("current@1.0", "current@1.0")}, "given twice"),
         ({"response_length": 20}, "online.response_length"),
@@ -252,13 +257,46 @@ def test_pairs_are_best_and_worst_of_the_ledger(looped):
         rows = [row for row in ledgers(looped) if row.round == number and not row.reason]
         kept = read_records(looped.stages()[f"round{number}_pair"].comparisons, Comparison)
         assert len(kept) == len(rows) > 0
-        for row, pair in zip(rows, kept, strict=True):
+        for row, found in zip(rows, kept, strict=True):
             assert row.scores[row.chosen] == max(row.scores)
             assert row.scores[row.rejected] == min(row.scores)
-            assert (pair.chosen, pair.rejected) == (
+            assert (found.chosen, found.rejected) == (
                 row.responses[row.chosen],
                 row.responses[row.rejected],
             )
+            assert found.ended == (row.ended[row.chosen], row.ended[row.rejected])
+
+
+@pytest.mark.parametrize("field", [(0, 1, 3), (1, 2), (2,), ()])
+def test_cut_off_responses_are_left_out_of_pairs(looped, loop_config, field):
+    cfg = loop_config(mask_truncated_completions=True).online
+    stages = looped.stages()
+    drawn = read_pieces(stages["round1_sample"].responses)
+    scored = read_pieces(stages["round1_score"].scores)
+    ended = [i in field for i in range(4)]
+    for found, scores in zip(drawn, scored, strict=True):
+        row = pair.ledger_row({**found, **scores, "ended": ended}, cfg, 1, 1, "")
+        assert (row.reason == "truncated") == (len(field) < 2)
+        if not row.reason:
+            assert row.scores[row.chosen] == max(row.scores[i] for i in field)
+            assert row.scores[row.rejected] == min(row.scores[i] for i in field)
+
+
+def test_a_round_without_an_ended_response_is_told(again, loop_config):
+    with pytest.raises(InputError, match=r"\(8 truncated\).*online.response_length"):
+        again(loop_config(mask_truncated_completions=True))
+
+
+def test_a_cut_off_response_is_trained_on_without_eos(looped, loop_config):
+    """Rejected with an EOS that it never wrote, it would teach not to end."""
+    ctx = Context(loop_config(), torch.device("cpu"), None, looped.stages())
+    rows = dpo.rows_of(train.pairs_of(ctx, 1), ctx, loop_config().online.train, "online.train")
+    cut = 0
+    for given, row in zip(train.pairs_of(ctx, 1), rows, strict=True):
+        for ended, ids in zip(given.ended, (row.chosen, row.rejected), strict=True):
+            assert (ids[-1] == ctx.codec.eos_id) == ended
+            cut += not ended
+    assert cut > 0
 
 
 def test_manifest_and_views_count_the_same(looped):
@@ -407,8 +445,6 @@ def test_a_finished_file_that_was_damaged_is_told(looped, again, loop_config, tm
 
 def test_samples_without_scores_are_told(looped, tmp_path, loop_config):
     """Another number of samples or prompts is an error, not an empty round (spec trap)."""
-    from nplus.stages.online import pair
-
     ctx = Context(loop_config(), torch.device("cpu"), None, looped.stages())
     stages = looped.stages()
     other = type(stages["round1_sample"])(tmp_path)
@@ -422,7 +458,6 @@ def test_responses_and_scores_of_another_number_are_told(
     looped, tmp_path, loop_config, monkeypatch
 ):
     """Three scores of four responses: an error that names the file and the prompt (spec trap)."""
-    from nplus.stages.online import pair
 
     def one_less(path):
         rows = read_pieces(path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,11 @@ class Candidates:
         found = self.scores_MG
         return found.mean(0) if self.aggregate == "mean" else found.amin(0)
 
+    def among(self, field: Sequence[int]) -> Candidates:
+        """Those responses alone, numbered by their place in `field`."""
+        sources = tuple(self.sources_G[i] for i in field)
+        return replace(self, scores_MG=self.scores_MG[:, list(field)], sources_G=sources)
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -41,7 +46,8 @@ class Pair:
     margin: float
     """Penalised score of the chosen response less that of the other."""
     reason: str = ""
-    """Empty for a pair that is kept; else `nan`, `duplicate`, `tie` or `margin`."""
+    """Empty for a pair that is kept; else `truncated` (fewer than two responses take part), `nan`,
+    `duplicate`, `tie` or `margin`."""
 
 
 def _ranked(scores_G: Tensor) -> list[int]:
@@ -136,14 +142,28 @@ def penalised(
     return scores - length * lengths_G - missing_eos * (~ended_G).to(scores.dtype)
 
 
-def pick(of: Candidates, texts: Sequence[str], pairing: str, *, min_margin: float = 0.0) -> Pair:
-    """The pair of `pairing`, the response of the higher penalised score first.
+def pick(
+    of: Candidates,
+    texts: Sequence[str],
+    pairing: str,
+    *,
+    min_margin: float = 0.0,
+    field: Sequence[int] | None = None,
+) -> Pair:
+    """The pair of `pairing` among the responses `field` (all, if None), the one of the higher
+    penalised score first.
 
     The published code turns a pair back to the raw order, so that its length penalty selects and
     never re-orders; here what selects also orients. Raises ValueError for an unknown pairing.
     """
     if pairing not in PAIRINGS:
         raise ValueError(f"unknown pairing {pairing!r}; known: {sorted(PAIRINGS)}")
+    if field is not None:
+        sources = {of.sources_G[i] for i in field}
+        if len(field) < 2 or (pairing == "across" and len(sources) < 2):
+            return Pair(0, 1, math.nan, "truncated")
+        found = pick(of.among(field), [texts[i] for i in field], pairing, min_margin=min_margin)
+        return replace(found, chosen=field[found.chosen], rejected=field[found.rejected])
     if not bool(of.scores_MG.isfinite().all()):
         return Pair(0, 1, math.nan, "nan")
     one, other = PAIRINGS[pairing](of)

@@ -110,6 +110,10 @@ class OnlineConfig(Config):
     length_unit: Literal["characters", "tokens"] = "characters"
     missing_eos_penalty: float = Field(0.0, ge=0)
     """Score taken off a response that was cut off at `response_length`."""
+    mask_truncated_completions: bool = False
+    """Responses that were cut off take no part in a pair. They are few, but mostly the worst of
+    their prompt, so that `best_worst` makes them the rejected side of many pairs, which then teach
+    to end and little else. A prompt with fewer than two others is left out."""
     pairing: Pairing = "best_worst"
     """Which two responses make a pair, by penalised score: best against worst, against the second
     best, or against another at random; the first two drawn; the best of the first source against
@@ -168,11 +172,11 @@ class OnlineConfig(Config):
                 f"pairing={self.pairing} with scorer={self.scorer}: it needs several opinions; set "
                 "scorer=ensemble"
             )
-        for key in ("length_penalty", "missing_eos_penalty"):
-            if self.pairing == "knockout" and getattr(self, key):
+        for key in ("length_penalty", "missing_eos_penalty", "mask_truncated_completions"):
+            if self.pairing == "knockout" and (value := getattr(self, key)):
                 raise ValueError(
-                    f"{key}={getattr(self, key)} with pairing=knockout: matches find the pair, and "
-                    f"no score is penalised; set {key}=0, or another pairing"
+                    f"{key}={value} with pairing=knockout: matches between all responses find the "
+                    f"pair, whatever their scores; set {key}={type(value)(0)}, or another pairing"
                 )
         if self.train.max_rows is not None:
             raise ValueError(

@@ -41,7 +41,8 @@ class HasQuery(Protocol):
 
 
 class PairRow(NamedTuple):
-    """Ids of a comparison: the query, both responses with EOS, and a margin (0 without one)."""
+    """Ids of a comparison: the query, both responses with EOS (but one that was cut off), and a
+    margin (0 without one)."""
 
     query: list[int]
     chosen: list[int]
@@ -134,6 +135,7 @@ def pair_rows(
 ) -> list[PairRow]:
     """Ids of each comparison, the preferred response first, and its margin.
 
+    A response that was cut off gets no EOS: rejecting one it never wrote would unteach to end.
     `designated` names the policy whose responses are `PairRow.designated`.
     """
     queries = [c.query for c in comparisons] * 2
@@ -142,9 +144,20 @@ def pair_rows(
     )
     chosen, rejected = rows[: len(comparisons)], rows[len(comparisons) :]
     return [
-        PairRow(*row, other, margin=c.margin or 0.0, designated=_of_policy(c, designated))
-        for c, row, (_, other) in zip(comparisons, chosen, rejected, strict=True)
+        PairRow(
+            query,
+            _as_drawn(codec, first, c.ended[c.choice]),
+            _as_drawn(codec, second, c.ended[1 - c.choice]),
+            margin=c.margin or 0.0,
+            designated=_of_policy(c, designated),
+        )
+        for c, (query, first), (_, second) in zip(comparisons, chosen, rejected, strict=True)
     ]
+
+
+def _as_drawn(codec: Codec, ids: list[int], ended: bool) -> list[int]:
+    """Without the EOS that a response never wrote; an empty one keeps its only token."""
+    return ids[:-1] if not ended and len(ids) > 1 and ids[-1] == codec.eos_id else ids
 
 
 def _of_policy(comparison: Comparison, policy: str | None) -> tuple[bool, bool]:

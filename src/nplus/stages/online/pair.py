@@ -51,7 +51,8 @@ def run(
         counted = ", ".join(f"{n} {why}" for why, n in Counter(r.reason for r in rows).items())
         raise InputError(
             f"round {round}: no pair is left of {len(rows)} prompts ({counted}); lower "
-            "online.min_margin, or draw more or hotter samples (online.samples, online.draw)"
+            "online.min_margin, draw more or hotter samples (online.samples, online.draw), or give "
+            "them more room to end (online.response_length)"
         )
     write_records(where.comparisons, kept)
     return summary(rows)
@@ -79,7 +80,9 @@ def ledger_row(
         best, worst, p = found["knockout"]
         pair = oriented(best, worst, 2.0 * p - 1.0, texts, min_margin=cfg.min_margin)
     else:
-        pair = pick(candidates, texts, cfg.pairing, min_margin=cfg.min_margin)
+        ended = [i for i, done in enumerate(found["ended"]) if done]
+        field = ended if cfg.mask_truncated_completions else None
+        pair = pick(candidates, texts, cfg.pairing, min_margin=cfg.min_margin, field=field)
     return LedgerRow(
         round=round,
         prompt=found["id"],
@@ -124,6 +127,7 @@ def comparison(row: LedgerRow) -> Comparison:
         choice=0,
         batch=f"round{row.round}",
         margin=row.margin,
+        ended=(row.ended[row.chosen], row.ended[row.rejected]),
     )
 
 
