@@ -68,6 +68,7 @@ def online() -> RunConfig:
                 piece=256,
                 draw=("current@0.8", "current@0.5"),
                 scorer="ensemble",
+                missing_eos_penalty=1.0,
                 train=_toy_dpo(1e-4, epochs=1),
             ),
         }
