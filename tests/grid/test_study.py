@@ -44,7 +44,14 @@ def system(policy, temperature):
         "score": 2.0,
         "proxy": 0.5,
         "against_sft": {"rate": 0.8},
+        "reward_length_correlation": temperature,
     }
+
+
+def judged_round(number, temperature, seed):
+    """Wins a tenth more by round, and in the first a hundredth more by seed."""
+    rate = 0.2 + 0.1 * number + (0.01 * seed if number else 0.0)
+    return {**system(f"round{number}", temperature), "against_reference": {"rate": rate}}
 
 
 def road(config, where):
@@ -57,8 +64,10 @@ def road(config, where):
         rounds = [
             {
                 "round": number,
-                "validation": {"systems": [system(f"round{number}", t) for t in (0.01, 0.7)]},
-                "pairs": {"reward_length_correlation": 0.1 * number} if number else {},
+                "validation": {
+                    "systems": [judged_round(number, t, config.seed) for t in (0.01, 0.7)]
+                },
+                "pairs": {"reward_length_correlation": 0.9} if number else {},
             }
             for number in range(3)
         ]
@@ -137,9 +146,16 @@ def test_a_study_compares_its_arms_over_seeds(studied, tmp_path):
     assert gain["high"] - gain["value"] == pytest.approx(4.302653 * 0.05 / 3**0.5, abs=1e-6)
     (loop,) = data["rounds"]
     assert [row["round"] for row in loop["rounds"]] == [0, 1, 2]
-    assert loop["rounds"][2]["reward_length_correlation"]["value"] == pytest.approx(0.2)
+    before, first, second = loop["rounds"]
+    bias = second["reward_length_correlation"]["value"]
+    assert bias == pytest.approx(0.7)  # of its own policy, at the temperature of KL
+    assert second["win_rate"]["value"] == pytest.approx(0.42)
+    assert before["gain"] is None
+    assert first["gain"]["per_seed"] == pytest.approx([0.11, 0.12, 0.13])
+    assert second["gain"]["per_seed"] == pytest.approx([0.1, 0.1, 0.1])
     page = (tmp_path / "study" / "study.html").read_text()
     assert "iterative DPO less offline DPO" in page
+    assert "round 1 less SFT" in page
     assert "<svg" in page
     assert "iterative DPO" in (tmp_path / "study" / "study.md").read_text()
 

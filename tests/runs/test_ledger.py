@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from nplus.algorithms.pairing import REASONS
 from nplus.cli import app
 from nplus.records import InputError
 from nplus.runs.ledger import VIEWS, LedgerRow, query, read_ledger, write_ledger
@@ -74,7 +75,7 @@ def test_equal_rows_give_equal_bytes(paths, tmp_path):
     [
         ("reward_by_round", [(1, 2, 2.0, 2.5, 1.5, 2.0), (2, 2, 2.25, 3.0, 1.5, 1.5)]),
         ("length_by_round", [(1, 10.0, 1.0, 10.0, 20.0, -1.0), (2, 13.0, 1.0, 17.0, 9.0, 0.0)]),
-        ("left_out", [(1, 2, 0.5, 0.0, 0.0, 0.0, 0.5), (2, 2, 0.0, 0.0, 0.0, 0.0, 1.0)]),
+        ("left_out", [(1, 2, 0.5, 0.0, 0.0, 0.0, 0.0, 0.5), (2, 2, *[0.0] * 5, 1.0)]),
         ("reuse", [(1, 2, 1.0), (2, 1, 1.0)]),
     ],
 )
@@ -83,6 +84,16 @@ def test_views_by_hand(paths, view, expected):
     assert len(rows) == len(expected)
     for found, wanted in zip(rows, expected, strict=True):
         assert found == pytest.approx(wanted)
+
+
+def test_every_reason_has_a_share(tmp_path):
+    reasons = ("", *REASONS)
+    rows = [row(1, reason, (3.0, 1.0), (10, 20), reason) for reason in reasons]
+    write_ledger(tmp_path / "round1.parquet", rows)
+    names, ((_, prompts, *shares),) = query([tmp_path / "round1.parquet"], "FROM left_out")
+    assert prompts == len(rows)
+    assert {*names[2:]} == {*REASONS, "kept"}
+    assert shares == pytest.approx([1 / len(rows)] * len(rows))
 
 
 def test_a_prompt_without_all_its_scores_counts_for_length_alone(tmp_path):
@@ -157,7 +168,9 @@ def test_the_command(run):
 
     shown = ask().output
     assert all(name in shown for name in VIEWS if name not in ("samples", "pairs"))
-    assert ask("left_out", "--format", "csv").output.splitlines()[1] == "1,2,0.5,0.0,0.0,0.0,0.5"
+    assert (
+        ask("left_out", "--format", "csv").output.splitlines()[1] == "1,2,0.5,0.0,0.0,0.0,0.0,0.5"
+    )
     (line,) = ask("SELECT count(*) AS n FROM pairs", "--format", "json").output.splitlines()
     assert json.loads(line) == {"n": 3}
     wrong = ask("SELECT nothing")

@@ -193,6 +193,7 @@ def test_a_mix_of_checkpoints_reads_them(loop_config):
             {"pairing": "knockout", "mask_truncated_completions": True},
             "set mask_truncated_completions=False",
         ),
+        ({"pairing": "knockout", "train": {"loss_type": "soft_kl"}}, "a match knows a probab"),
         ({"train": {"max_rows": 4}}, "trains on all its pairs"),
         ({"draw": ("current@1.0", "current@1.0")}, "given twice"),
         ({"response_length": 20}, "online.response_length"),

@@ -1,17 +1,27 @@
 """The pairwise preference model: what is trained is what is read, and no place is preferred."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from nplus.data.collate import token_batch
-from nplus.data.preference import BEFORE, chosen_first, letter_ids, letter_rows, require_room
+from nplus.data.preference import (
+    BEFORE,
+    chosen_first,
+    letter_ids,
+    letter_rows,
+    pair_prompts,
+    require_match_room,
+    require_room,
+)
 from nplus.data.tokens import train_bpe
 from nplus.models.toy import toy_config
 from nplus.records import Comparison, InputError
 from nplus.runs.ledger import read_ledger
 from nplus.stages.forwards import token_objective
+from nplus.stages.online import score
 from nplus.stages.preference import PairwiseModel, mean_of_orders
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the house", "A or B is better, they say"] * 40
@@ -124,6 +134,31 @@ def test_batches_and_padding_change_nothing(codec, model):
 def test_too_long_is_told():
     with pytest.raises(InputError, match=r"'p1'.*11 tokens, the model takes 10"):
         require_room([[0] * 10, [0] * 11], ["p0", "p1"], 11)
+
+
+def test_a_query_without_room_for_two_responses_is_told(codec):
+    (empty,) = pair_prompts(codec, ["Q:"], [("", "")])
+    queries = {"p0": "", "p1": "Q:"}
+    require_match_room(codec, queries, 5, len(empty) + 11)
+    require_match_room(codec, queries, 5, None)
+    with pytest.raises(InputError, match=r"'p1'.*10 more.*online\.response_length"):
+        require_match_room(codec, queries, 5, len(empty) + 10)
+
+
+def test_a_match_that_is_no_number_leaves_its_prompt_out():
+    """Whichever match of the prompt it was."""
+
+    class Judge:
+        def preferences(self, asked):
+            return [math.nan if "odd" in pair else 0.9 for _, pair in asked]
+
+    piece = [
+        {"query": "p0", "responses": ["a", "b", "c"]},
+        {"query": "p1", "responses": ["a", "odd", "c"]},
+    ]
+    first, second = score._knocked_out(piece, Judge(), "mark")
+    assert first["knockout"] == [0, 2, 0.9]
+    assert math.isnan(second["knockout"][2])
 
 
 def test_on_the_road(road_config, drive, tmp_path):

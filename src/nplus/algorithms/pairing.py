@@ -37,6 +37,11 @@ class Candidates:
         return replace(self, scores_MG=self.scores_MG[:, list(field)], sources_G=sources)
 
 
+REASONS = ("truncated", "nan", "duplicate", "tie", "margin")
+"""Why a prompt has no pair: fewer than two responses that ended by themselves, a score that is no
+number, equal texts, equal scores, or scores nearer than the least margin."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """The two responses that were picked, the preferred one first, and why they are left out."""
@@ -46,8 +51,7 @@ class Pair:
     margin: float
     """Penalised score of the chosen response less that of the other."""
     reason: str = ""
-    """Empty for a pair that is kept; else `truncated` (fewer than two responses take part), `nan`,
-    `duplicate`, `tie` or `margin`."""
+    """Empty for a pair that is kept, else one of `REASONS`."""
 
 
 def _ranked(scores_G: Tensor) -> list[int]:

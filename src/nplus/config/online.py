@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from nplus.config.base import Config
-from nplus.config.dpo import DPOConfig
+from nplus.config.dpo import SOFT, DPOConfig
 from nplus.config.optim import BatchConfig, OptimConfig
 
 STEPS = ("sample", "score", "pair", "train", "validate")
@@ -178,6 +178,12 @@ class OnlineConfig(Config):
                     f"{key}={value} with pairing=knockout: matches between all responses find the "
                     f"pair, whatever their scores; set {key}={type(value)(0)}, or another pairing"
                 )
+        if self.pairing == "knockout" and self.train.loss_type in SOFT:
+            raise ValueError(
+                f"train.loss_type={self.train.loss_type} with pairing=knockout: its targets are "
+                "differences of scores, and a match knows a probability; set "
+                "train.loss_type=sigmoid, or another pairing"
+            )
         if self.train.max_rows is not None:
             raise ValueError(
                 f"train.max_rows={self.train.max_rows}: a round trains on all its pairs; set "

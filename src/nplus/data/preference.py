@@ -6,7 +6,7 @@ that one of them would know and the other not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from nplus.data.tokens import Codec
@@ -79,4 +79,20 @@ def require_room(rows: Sequence[Sequence[int]], ids: Sequence[str], most: int | 
             raise InputError(
                 f"comparison {name!r}: query and two responses are {len(row)} tokens, the model "
                 f"takes {most - 1}; lower data.max_query_tokens or data.max_response_tokens"
+            )
+
+
+def require_match_room(
+    codec: Codec, queries: Mapping[str, str], response_length: int, most: int | None
+) -> None:
+    """InputError for a query, by its id, that leaves no room for two responses of that length."""
+    if most is None:
+        return
+    empty = pair_prompts(codec, [*queries.values()], [("", "")] * len(queries))
+    for name, row in zip(queries, empty, strict=True):
+        if len(row) + 2 * response_length + 1 > most:
+            raise InputError(
+                f"prompt {name!r}: its query is {len(row)} tokens in the pairwise model's prompt, "
+                f"and two responses are up to {2 * response_length} more; the model takes "
+                f"{most - 1}; lower online.response_length or data.max_query_tokens"
             )

@@ -21,12 +21,13 @@ from nplus.runs.storage import replace_bytes, write_json
 Row = Mapping[str, Any]
 SHARE = Measure("win_rate", "win rate", "Win rate against the references", "%", 100, 1)
 ROUNDS = (
-    Measure("win_rate", "", "Win rate against SFT", "%", 100, 1),
+    Measure("win_rate", "", "Win rate against the references, by round", "%", 100, 1),
     Measure("kl", "", "KL from SFT", "nats per response"),
     Measure("tokens", "", "Response length", "tokens", 1, 1),
     Measure("reward_length_correlation", "", "Correlation of reward and length", ""),
 )
 """What is drawn by round."""
+GAIN = Measure("gain", "", "Win rate less that of the round before", "points", 100, 1)
 
 
 def study_sheet(data: Mapping[str, Any]) -> Sheet:
@@ -106,8 +107,8 @@ def study_panels(data: Mapping[str, Any]) -> list[Panel]:
     if curves := curve_panels(data):
         return drawn + curves  # rounds are points of theirs
     for loop in data["rounds"]:
-        drawn += [_by_round(loop, measure) for measure in ROUNDS]
-        drawn.append(_distance(loop))
+        first, *others = (_by_round(loop, measure) for measure in ROUNDS)
+        drawn += [first, forest(_gains(loop), GAIN, "difference"), *others, _distance(loop)]
     return drawn
 
 
@@ -121,6 +122,16 @@ def _arms(data: Mapping[str, Any]) -> Panel:
     note = "Against the references; mean and 95% t interval over seeds."
     svg = dots(rows, {0.5: "even"}, "study-arms")
     return Panel("study-arms", "Win rate", note, svg)
+
+
+def _gains(loop: Row) -> list[Row]:
+    """Every round but SFT's own, as a row of a forest plot."""
+    names = {0: "SFT"} | {row["round"]: f"round {row['round']}" for row in loop["rounds"][1:]}
+    return [
+        {"name": f"{names[n]} less {names[n - 1]}", "sets": (), "title": "", "gain": row["gain"]}
+        for row in loop["rounds"]
+        if (n := row["round"])
+    ]
 
 
 def _by_round(loop: Row, measure: Measure) -> Panel:
@@ -175,7 +186,7 @@ def _distance(loop: Row) -> Panel:
             ax.margins(y=0.25)
             ax.set_title(label, loc="left", fontsize=10.5, color=INK)
         axes[-1].set_xlabel("√KL from SFT, KL in nats per response")
-        note = "A dot a round, mean over seeds, near-greedy responses to validation posts."
+        note = "A dot a round, mean over seeds, at the last temperature, on validation posts."
         return Panel(name, "Score against distance", note, inline(figure, name))
 
 

@@ -183,7 +183,8 @@ VIEWS: Mapping[str, tuple[str, str]] = {
         """
         SELECT round, count(*) AS prompts, avg((reason = 'tie')::INT) AS tie,
           avg((reason = 'duplicate')::INT) AS duplicate, avg((reason = 'margin')::INT) AS margin,
-          avg((reason = 'nan')::INT) AS nan, avg((reason = '')::INT) AS kept
+          avg((reason = 'nan')::INT) AS nan, avg((reason = 'truncated')::INT) AS truncated,
+          avg((reason = '')::INT) AS kept
         FROM ledger GROUP BY round ORDER BY round
         """,
     ),

@@ -99,23 +99,27 @@ def _effects(ours: Runs, theirs: Runs) -> dict[str, Any]:
 
 
 def _rounds(grid: Grid, entries: Sequence[Entry], cell: str) -> list[dict[str, Any]]:
-    """Means over seeds of each round of a loop, on validation posts."""
-    by_round: dict[int, list[dict[str, float]]] = {}
+    """Means over seeds of each round of a loop, on validation posts; `gain` is the win rate less
+    that of the round before, paired by seed."""
+    by_round: dict[int, dict[int, dict[str, float]]] = {}
     for entry in _complete(entries, cell):
         where = grid.stage(entry, "online")
         manifest = where.manifest() if where else None
         for row in manifest.results["rounds"] if manifest else ():
-            by_round.setdefault(row["round"], []).append(_of_round(row))
-    return [
-        {
-            "round": number,
-            **{
-                name: summary_over_seeds([row[name] for row in rows], (-math.inf, math.inf))
-                for name in ROUND_MEASURES
-            },
+            by_round.setdefault(row["round"], {})[entry.cell.seed] = _of_round(row)
+    found = []
+    for number, rows in sorted(by_round.items()):
+        means = {
+            name: summary_over_seeds([row[name] for row in rows.values()], (-math.inf, math.inf))
+            for name in ROUND_MEASURES
         }
-        for number, rows in sorted(by_round.items())
-    ]
+        gain = measure_effect(_wins(rows), _wins(by_round.get(number - 1, {})))
+        found.append({"round": number, **means, "gain": asdict(gain) if gain else None})
+    return found
+
+
+def _wins(rows: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
+    return {seed: row["win_rate"] for seed, row in rows.items()}
 
 
 def _curve(grid: Grid, entries: Sequence[Entry], cell: str, policy: str) -> list[dict[str, Any]]:
@@ -163,16 +167,9 @@ def _point(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _of_round(row: Mapping[str, Any]) -> dict[str, float]:
-    systems, pairs = row["validation"]["systems"], row.get("pairs") or {}
-    first, last = systems[0], systems[-1]
-    against = first.get("against_sft") or {}
-    kl = last["kl"]["value"] if last.get("kl") else (0.0 if row["round"] == 0 else math.nan)
-    found = {
-        "win_rate": 0.5 if row["round"] == 0 else against.get("rate"),
-        "score": first["score"],
-        "proxy": first["proxy"],
-        "kl": kl,
-        "tokens": first["tokens"],
-        "reward_length_correlation": pairs.get("reward_length_correlation"),
-    }
+    systems = row["validation"]["systems"]
+    last = systems[-1]
+    found = {name: last.get(name) for name in ROUND_MEASURES}
+    found["win_rate"] = systems[0]["against_reference"]["rate"]
+    found["kl"] = last["kl"]["value"] if last.get("kl") else (None if row["round"] else 0.0)
     return {name: math.nan if value is None else value for name, value in found.items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 from nplus.config import SamplingConfig
 from nplus.config.online import Source
+from nplus.data.preference import require_match_room
 from nplus.records import Demonstration
 from nplus.runs import StageDir
 from nplus.runs.pieces import Pieces
@@ -25,10 +26,14 @@ from nplus.stages.online.common import (
 def run(where: StageDir, ctx: Context, round: int) -> dict[str, Any]:
     """Writes `responses.jsonl`, a line a prompt, a piece of prompts at a time."""
     cfg = settings(ctx)
-    pieces = cut(prompts_of(ctx, round), cfg.piece)
+    posts = prompts_of(ctx, round)
+    pieces = cut(posts, cfg.piece)
     file = Pieces(where.responses, [[post.id for post in piece] for piece in pieces])
     done = ctx.topology.collectives.broadcast(file.begin() if ctx.topology.leads else None)
     drawer = _Drawer(ctx, round)
+    if cfg.pairing == "knockout":  # told now, not after hours of drawing
+        queries = {post.id: post.query for post in posts}
+        require_match_room(ctx.codec, queries, cfg.response_length, drawer.positions)
     total = sum(map(len, pieces[done:])) * cfg.samples
     with ctx.progress(where.path.name[:12], total, "response") as ticker:
         for piece in pieces[done:]:
@@ -49,6 +54,12 @@ class _Drawer:
         self.models = {after: ctx.policy(stage).eval() for after, stage in stages.items()}
         self.hashes = {after: weights_hash(ctx.dirs[stage]) for after, stage in stages.items()}
         self.makers = makers
+
+    @property
+    def positions(self) -> int | None:
+        """What the models take; the pairwise model is of the same kind."""
+        model = next(iter(self.models.values()))
+        return getattr(model.config, "max_position_embeddings", None)
 
     def rows(self, piece: list[Demonstration], ticker: Ticker) -> list[dict[str, Any]]:
         """Every source's responses to some prompts: the lists have one entry a response."""

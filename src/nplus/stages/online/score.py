@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,13 +53,17 @@ def judge_of(ctx: Context) -> Callable[[list[Row]], list[Row]] | None:
 
 
 def _knocked_out(piece: list[Row], judge: PairwiseModel, mark: str) -> list[Row]:
-    """Best and worst response of each prompt, and p(the best is better) in their own match."""
+    """Best and worst response of each prompt, and p(the best is better) in their own match: NaN
+    where any match of the prompt was."""
+    unread: set[int] = set()
 
     def prefers(matches: Matches) -> list[float]:
         texts = [row["responses"] for row in piece]
-        return judge.preferences(
+        found = judge.preferences(
             [(piece[at]["query"], (texts[at][one], texts[at][other])) for at, one, other in matches]
         )
+        unread.update(at for (at, _, _), p in zip(matches, found, strict=True) if math.isnan(p))
+        return found
 
     field = [range(len(row["responses"])) for row in piece]
     best = knock_out(field, prefers, best=True)
@@ -66,8 +71,8 @@ def _knocked_out(piece: list[Row], judge: PairwiseModel, mark: str) -> list[Row]
     worst = knock_out(others, prefers, best=False)
     finals = prefers([(at, *pair) for at, pair in enumerate(zip(best, worst, strict=True))])
     return [
-        {"comparator_hash": mark, "knockout": list(found)}
-        for found in zip(best, worst, finals, strict=True)
+        {"comparator_hash": mark, "knockout": [one, other, math.nan if at in unread else p]}
+        for at, (one, other, p) in enumerate(zip(best, worst, finals, strict=True))
     ]
 
 
