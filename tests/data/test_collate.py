@@ -188,6 +188,8 @@ def test_a_response_that_was_cut_off_has_no_eos(codec: Codec) -> None:
     assert (second.chosen, second.rejected) == (left[:-1], right)
     assert third.chosen == right[:-1]
     assert len(third.rejected) > 0  # a pair needs a token of each
+    whole = pair_rows(codec, pairs, always_eos=True)
+    assert {ids[-1] for row in whole for ids in (row.chosen, row.rejected)} == {codec.eos_id}
 
 
 def test_texts_for_a_scorer_end_in_eos_on_the_right(codec: Codec) -> None:

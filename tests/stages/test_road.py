@@ -226,6 +226,19 @@ def test_training_labels_are_of_training_posts(finished):
         assert row.responses[0] != row.responses[1] or row.policies[0] != row.policies[1]
 
 
+def test_a_comparison_knows_which_of_its_samples_were_cut_off(finished):
+    stages = finished.stages()
+    drawn = {}
+    for row in read_records(stages["sample"].completions, Completion):
+        drawn.setdefault((row.id, row.policy, row.response), set()).add(row.has_eos)
+    cut = 0
+    for row in read_records(stages["label"].comparisons, Comparison):
+        for policy, text, ended in zip(row.policies, row.responses, row.ended, strict=True):
+            assert ended in drawn.get((row.id, policy, text), {True})
+            cut += not ended
+    assert cut > 0
+
+
 # --- the verdict --------------------------------------------------------------------------------
 
 

@@ -131,11 +131,16 @@ def _response_mask(mask_BT: Tensor, query_lengths: Sequence[int]) -> Tensor:
 
 
 def pair_rows(
-    codec: Codec, comparisons: Sequence[Comparison], designated: str | None = None
+    codec: Codec,
+    comparisons: Sequence[Comparison],
+    designated: str | None = None,
+    *,
+    always_eos: bool = False,
 ) -> list[PairRow]:
     """Ids of each comparison, the preferred response first, and its margin.
 
-    A response that was cut off gets no EOS: rejecting one it never wrote would unteach to end.
+    A response that was cut off gets no EOS: rejecting one it never wrote would unteach to end. It
+    gets one with `always_eos`, for a model that reads there (Detail D4).
     `designated` names the policy whose responses are `PairRow.designated`.
     """
     queries = [c.query for c in comparisons] * 2
@@ -146,8 +151,8 @@ def pair_rows(
     return [
         PairRow(
             query,
-            _as_drawn(codec, first, c.ended[c.choice]),
-            _as_drawn(codec, second, c.ended[1 - c.choice]),
+            _as_drawn(codec, first, always_eos or c.ended[c.choice]),
+            _as_drawn(codec, second, always_eos or c.ended[1 - c.choice]),
             margin=c.margin or 0.0,
             designated=_of_policy(c, designated),
         )

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nplus.config import LabelConfig
 from nplus.data.comparisons import NEWS_SPLIT
@@ -34,23 +34,30 @@ KIND_WEIGHTS = (0.35, 0.15, 0.04, 0.12, 0.34)
 swapped; the post's lead and another; a text and itself corrupted."""
 
 
+class Contestant(NamedTuple):
+    """A text that is compared, who wrote it, and whether it ended by itself."""
+
+    policy: str
+    text: str
+    ended: bool = True
+
+
 def _contestants(
     kind: str, post: Demonstration, samples: list[Completion], gold: Gold, dice: Dice
-) -> list[tuple[str, str]]:
-    """Two (policy, text)s in random order."""
-    reference = ("ref", post.response)
-    drawn = [(s.policy, s.response) for s in dice.shuffled(samples)] + [reference]
+) -> list[Contestant]:
+    """Two in random order."""
+    reference = Contestant("ref", post.response)
+    drawn = [Contestant(s.policy, s.response, s.has_eos) for s in dice.shuffled(samples)]
+    drawn.append(reference)
     first, second = drawn[0], drawn[1]
     if kind == "reference":
         second = reference
     elif kind == "lead":
-        second = ("lead", lead(post.fields["post"]))
+        second = Contestant("lead", lead(post.fields["post"]))
     elif kind in ("swap", "broken"):
         how = kind if kind == "swap" else dice.choose([c for c in CORRUPTIONS if c != "swap"])
-        second = (
-            f"corrupt_{how}",
-            corrupt(gold.sheets[post.id], first[1] or post.response, dice, how),
-        )
+        text = corrupt(gold.sheets[post.id], first.text or post.response, dice, how)
+        second = Contestant(f"corrupt_{how}", text)
     return dice.shuffled([first, second])
 
 
@@ -63,7 +70,7 @@ def _world_comparisons(
         post = posts[index % len(posts)]
         kind = dice.weighted(KINDS, KIND_WEIGHTS)
         sides = _contestants(kind, post, samples[post.id], gold, dice)
-        texts = [text for _, text in sides]
+        texts = [side.text for side in sides]
         golds = [gold.judge(post.id, text).total for text in texts]
         pair = Pair(*golds, *texts, gold.sheets[post.id], post.fields["post"])
         label = dice.choose(CREW).label(pair, dice)
@@ -71,12 +78,13 @@ def _world_comparisons(
             id=post.id,
             query=post.query,
             responses=(texts[0], texts[1]),
-            policies=(sides[0][0], sides[1][0]),
+            policies=(sides[0].policy, sides[1].policy),
             choice=label.choice,
             worker=label.worker,
             batch=dice.choose(BATCHES),
             split=NAMES[split],
             confidence=label.confidence,
+            ended=(sides[0].ended, sides[1].ended),
         )
         yield comparison, pair
 

@@ -149,10 +149,11 @@ def validation_reports(rows: list[Comparison], found: list[float]) -> dict[str, 
 
 def margined_rows(comparisons: list[Comparison], ctx: Context) -> list[PairRow]:
     """Ids of comparisons, with their margins where `reward.margin` wants them."""
+    rows = pair_rows(ctx.codec, comparisons, always_eos=True)
     if ctx.config.reward.margin == "data":
         require_margins(comparisons, "reward.margin=data", "set reward.margin=none")
-        return pair_rows(ctx.codec, comparisons)
-    return [row._replace(margin=0.0) for row in pair_rows(ctx.codec, comparisons)]
+        return rows
+    return [row._replace(margin=0.0) for row in rows]
 
 
 def run(where: StageDir, ctx: Context) -> dict[str, Any]:

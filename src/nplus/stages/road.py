@@ -60,7 +60,7 @@ VERSIONS = {
     "pretrain": 2,
     "sft": 1,
     "sample": 1,
-    "label": 4,
+    "label": 5,
     "preference": 1,
     "reward": 2,
     "ppo": 1,
