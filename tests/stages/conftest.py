@@ -1,4 +1,6 @@
-"""One whole road at the smallest size, run once for all tests of this folder."""
+"""One whole road at the smallest size, and an online loop, run once for all of this folder."""
+
+import shutil
 
 import pytest
 from rich.console import Console
@@ -8,6 +10,18 @@ from nplus.recipes import recipe
 from nplus.stages.road import run_road
 
 LENGTH = 48
+LOOP = {
+    "rounds": 2,
+    "prompts": 8,
+    "samples": 4,
+    "response_length": LENGTH,
+    "micro_batch_size": 8,
+    "piece": 3,
+    "train": {
+        "batch": {"batch_size": 4, "micro_batch_size": 2},
+        "optim": {"learning_rate": 1e-4},
+    },
+}
 
 
 @pytest.fixture(scope="session")
@@ -64,3 +78,37 @@ def drive():
 def finished(road_config, drive, tmp_path_factory):
     """A finished run; tests that go on with it work on copies."""
     return drive(road_config(), tmp_path_factory.mktemp("road") / "run")
+
+
+@pytest.fixture(scope="session")
+def loop_config(road_config):
+    """`loop_config(pairing=...)`: the smallest road with two rounds, changed."""
+
+    def build(reward=None, **changed):
+        more = {"reward": reward} if reward else {}
+        config = road_config(online={**LOOP, **changed}, **more)
+        temperatures = {"temperatures": (0.01, 0.7)}
+        return config.model_copy(
+            update={"evaluate": config.evaluate.model_copy(update=temperatures)}
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def looped(loop_config, drive, tmp_path_factory):
+    """The loop that nothing happened to; tests that go on with it work on copies."""
+    return drive(loop_config(), tmp_path_factory.mktemp("loop") / "run", until="online")
+
+
+@pytest.fixture
+def again(looped, drive, tmp_path):
+    """`again(config)`: the run of two rounds gone on with under another config, in a copy."""
+
+    def go(config, until="online"):
+        out = tmp_path / "again"
+        if not out.exists():
+            shutil.copytree(looped.path, out)
+        return drive(config, out, until=until)
+
+    return go

@@ -22,53 +22,6 @@ from nplus.stages.context import Context
 from nplus.stages.online import common, pair, steps, train
 from nplus.stages.scorers import RewardScorer
 
-LOOP = {
-    "rounds": 2,
-    "prompts": 8,
-    "samples": 4,
-    "response_length": 48,
-    "micro_batch_size": 8,
-    "piece": 3,
-    "train": {
-        "batch": {"batch_size": 4, "micro_batch_size": 2},
-        "optim": {"learning_rate": 1e-4},
-    },
-}
-
-
-@pytest.fixture(scope="session")
-def loop_config(road_config):
-    """`loop_config(pairing=...)`: the smallest road with two rounds, changed."""
-
-    def build(reward=None, **changed):
-        more = {"reward": reward} if reward else {}
-        config = road_config(online={**LOOP, **changed}, **more)
-        temperatures = {"temperatures": (0.01, 0.7)}
-        return config.model_copy(
-            update={"evaluate": config.evaluate.model_copy(update=temperatures)}
-        )
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def looped(loop_config, drive, tmp_path_factory):
-    """The run that nothing happened to, up to the end of the loop."""
-    return drive(loop_config(), tmp_path_factory.mktemp("loop") / "run", until="online")
-
-
-@pytest.fixture
-def again(looped, drive, tmp_path):
-    """`again(config)`: the same run gone on with under another config, in a copy."""
-
-    def go(config, **options):
-        out = tmp_path / "again"
-        if not out.exists():
-            shutil.copytree(looped.path, out)
-        return drive(config, out, until="online", **options)
-
-    return go
-
 
 def ledgers(root):
     return [row for path in root.ledgers() for row in read_ledger(path)]
