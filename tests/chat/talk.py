@@ -1,13 +1,15 @@
-"""A tokenizer with a template in the manner of SmolLM2, and conversations, written here."""
+"""A tokenizer with a template in the manner of SmolLM2, conversations, and a small run on them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from nplus.config import DataConfig
+from nplus.config import DataConfig, RunConfig
+from nplus.recipes import recipe
 
 SYSTEM = "You are a helpful machine."
 CHATML = (
@@ -56,3 +58,56 @@ def chat_config(**changed: Any) -> DataConfig:
         {"source": "files", "data": "rows.jsonl", "format": "chat", "truncation": "history"}
         | changed
     )
+
+
+TOPICS = ("tea", "boats", "rain", "lamps", "cats", "maps", "bread", "trains")
+
+
+def messages(count: int) -> list[dict[str, Any]]:
+    rows = []
+    for n in range(count):
+        topic = TOPICS[n % len(TOPICS)]
+        said = (f"{n}: {topic}?", f"{topic} is good.", "More?", f"No {topic}.")
+        rows.append({"id": str(n), "messages": turns(*said[: 2 + 2 * (n % 2)])})
+    return rows
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    rows = []
+    for n in range(count):
+        topic = TOPICS[n % len(TOPICS)]
+        said = (f"{n}: {topic}?", f"{topic} is good.", "More?")[: 1 + 2 * (n % 2)]
+        chosen, rejected = turns(*said, f"Yes, {topic}."), turns(*said, "no")
+        rows.append({"id": f"p{n}", "chosen": chosen, "rejected": rejected})
+    return rows
+
+
+def changed(tree: dict[str, Any], **parts: Any) -> RunConfig:
+    def merge(into: dict[str, Any], given: dict[str, Any]) -> None:
+        for key, value in given.items():
+            if isinstance(value, dict) and isinstance(into.get(key), dict):
+                merge(into[key], value)
+            else:
+                into[key] = value
+
+    merge(tree, parts)
+    return RunConfig.model_validate(tree)
+
+
+def small(model: str, rows: Path, compared: Path, **parts: Any) -> RunConfig:
+    """The road of seconds: SFT and DPO on files of conversations."""
+    batch = {"batch": {"batch_size": 8, "micro_batch_size": 4}}
+    config = changed(
+        recipe("chat:dpo").model_dump(),
+        data={"data": str(rows), "max_query_tokens": 150, "max_response_tokens": 24}
+        | {"comparisons": {"data": str(compared), "max_response_tokens": 24}},
+        model={"model_name_or_path": model},
+        compute={"matmul_precision": "highest", "autocast": "none"},
+        sft=batch,
+        reward=batch | {"normalise_rows": 8},
+        dpo=batch,
+        ppo={"total_episodes": 8, "batch_size": 4, "micro_batch_size": 2}
+        | {"rollout_micro_batch_size": 4, "sampling": {"response_length": 24}},
+        evaluate={"response_length": 24, "max_rows": 4},
+    )
+    return changed(config.model_dump(), **parts)

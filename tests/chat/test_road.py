@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from talk import SYSTEM, make_tokenizer, turns
+from talk import SYSTEM, changed, make_tokenizer, messages, pairs, small
 
 from nplus.config import RunConfig
 from nplus.data.prepare import DataDir
@@ -20,57 +20,6 @@ from nplus.recipes import recipe
 from nplus.records import Comparison, InputError, read_records
 from nplus.report import write_cards
 from nplus.stages.road import run_road
-
-TOPICS = ("tea", "boats", "rain", "lamps", "cats", "maps", "bread", "trains")
-
-
-def messages(count: int) -> list[dict[str, Any]]:
-    rows = []
-    for n in range(count):
-        topic = TOPICS[n % len(TOPICS)]
-        said = (f"{n}: {topic}?", f"{topic} is good.", "More?", f"No {topic}.")
-        rows.append({"id": str(n), "messages": turns(*said[: 2 + 2 * (n % 2)])})
-    return rows
-
-
-def pairs(count: int) -> list[dict[str, Any]]:
-    rows = []
-    for n in range(count):
-        topic = TOPICS[n % len(TOPICS)]
-        said = (f"{n}: {topic}?", f"{topic} is good.", "More?")[: 1 + 2 * (n % 2)]
-        chosen, rejected = turns(*said, f"Yes, {topic}."), turns(*said, "no")
-        rows.append({"id": f"p{n}", "chosen": chosen, "rejected": rejected})
-    return rows
-
-
-def changed(tree: dict[str, Any], **parts: Any) -> RunConfig:
-    def merge(into: dict[str, Any], given: dict[str, Any]) -> None:
-        for key, value in given.items():
-            if isinstance(value, dict) and isinstance(into.get(key), dict):
-                merge(into[key], value)
-            else:
-                into[key] = value
-
-    merge(tree, parts)
-    return RunConfig.model_validate(tree)
-
-
-def small(model: str, rows: Path, compared: Path, **parts: Any) -> RunConfig:
-    batch = {"batch": {"batch_size": 8, "micro_batch_size": 4}}
-    config = changed(
-        recipe("chat:dpo").model_dump(),
-        data={"data": str(rows), "max_query_tokens": 150, "max_response_tokens": 24}
-        | {"comparisons": {"data": str(compared), "max_response_tokens": 24}},
-        model={"model_name_or_path": model},
-        compute={"matmul_precision": "highest", "autocast": "none"},
-        sft=batch,
-        reward=batch | {"normalise_rows": 8},
-        dpo=batch,
-        ppo={"total_episodes": 8, "batch_size": 4, "micro_batch_size": 2}
-        | {"rollout_micro_batch_size": 4, "sampling": {"response_length": 24}},
-        evaluate={"response_length": 24, "max_rows": 4},
-    )
-    return changed(config.model_dump(), **parts)
 
 
 @pytest.fixture(scope="module")
