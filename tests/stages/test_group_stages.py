@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 
 from nplus.config import OnlineDPOConfig, ReinforceConfig
 from nplus.glossary import METRICS
-from nplus.records import Judgement, read_records
+from nplus.records import Judgement, StopError, read_records
 from nplus.report.collect import collect
 from nplus.report.page import render
 from nplus.report.tables import verdict
 from nplus.runs import RunRoot
 from nplus.stages import on_policy
 from nplus.stages.ppo import KLStopError
+from nplus.training.update import NonFiniteLossError
 
 BUDGET = {
     "total_episodes": 12,
@@ -189,6 +190,22 @@ def test_page_and_terminal_show_them(whole):
     console = Console(record=True, width=120, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(verdict(whole))
     assert "REINFORCE" in console.export_text()
+
+
+def spoil(*_, **__):
+    raise NonFiniteLossError("loss is nan")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_all_of_whose_steps_are_left_out_leaves_no_policy(
+    stage, whole, config_without_ppo, drive, tmp_path, monkeypatch
+):
+    root = RunRoot(shutil.copytree(whole.path, tmp_path / "run"))
+    changed = {"total_episodes": 4, "optim": {"max_skips": 9}}
+    monkeypatch.setattr(on_policy, "update", spoil)
+    with pytest.raises(StopError, match=r"every step of the stage.*Lower the learning rate"):
+        drive(config_without_ppo(**{stage: changed}), root.path)
+    assert not root.stages()[stage].model.exists()
 
 
 def test_too_much_kl_stops_the_stage_if_asked(config_without_ppo, drive, whole, tmp_path):

@@ -114,6 +114,14 @@ def test_single_ones_do_not_add_up(trainer, tmp_path):
     assert steps(tmp_path) == [2, 4, 6]
 
 
+def test_a_stage_all_of_whose_steps_are_left_out_ends_with_a_message(trainer, tmp_path):
+    for spoilt in (range(ROWS), ()):  # resumed, it has no step left to take
+        made, _ = trainer(spoilt=spoilt, max_skips=TOTAL)
+        with pytest.raises(StopError, match=r"every step of the stage.*skipped/.*Lower the learn"):
+            run(made, tmp_path)
+        assert made.model.weight.item() == 2.0
+
+
 def test_a_signal_makes_a_checkpoint_after_the_step(trainer, tmp_path):
     whole, _ = trainer()
     run(whole, tmp_path / "whole", save_steps=0)

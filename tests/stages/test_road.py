@@ -14,7 +14,15 @@ from nplus.data.prepare import DataDir
 from nplus.data.sources import load_comparisons
 from nplus.models.lm import model_inputs, sequence_logits
 from nplus.models.scalar import ScalarModel
-from nplus.records import Comparison, Completion, InputError, Judgement, Sample, read_records
+from nplus.records import (
+    Comparison,
+    Completion,
+    InputError,
+    Judgement,
+    Sample,
+    StopError,
+    read_records,
+)
 from nplus.runs import RunRoot, alone_in
 from nplus.stages import ppo as ppo_stage
 from nplus.stages import sft as sft_stage
@@ -22,6 +30,7 @@ from nplus.stages import trainer as trainer_module
 from nplus.stages.context import Context
 from nplus.stages.copying import CopyGateError
 from nplus.stages.scorers import Gold, RewardScorer
+from nplus.training.update import NonFiniteLossError
 
 STAGES = ("data", "pretrain", "sft", "sample", "label", "reward", "ppo", "evaluate")
 TIMES = ("seconds", "tokens_per_second")
@@ -461,6 +470,17 @@ def test_a_stage_broken_off_after_saving_its_model_runs_again(
             drive(road_config(), copied.path, until="sft")
     again = drive(road_config(), copied.path, until="sft").stages()["sft"]
     assert_same_weights(weights(again), weights(finished.stages()["sft"]))
+
+
+def test_ppo_without_a_single_step_leaves_no_policy(copied, road_config, drive, monkeypatch):
+    def spoil(*_, **__):
+        raise NonFiniteLossError("loss is nan")
+
+    monkeypatch.setattr(ppo_stage, "update", spoil)
+    config = road_config(ppo={"total_episodes": 4, "optim": {"max_skips": 99}})
+    with pytest.raises(StopError, match=r"every step of the stage.*Lower the learning rate"):
+        drive(config, copied.path)
+    assert not copied.stages()["ppo"].model.exists()
 
 
 @pytest.mark.parametrize("point", [(Context, "keep"), (ppo_stage, "verdict")])

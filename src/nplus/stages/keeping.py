@@ -17,12 +17,16 @@ from nplus.stages.context import Context
 from nplus.training.checkpoint import Checkpoints
 from nplus.training.optim import Optimizer
 
+MEND = "Lower the learning rate, set max_grad_norm, or take bfloat16 off (autocast=none)"
+"""What to change where steps are not finite."""
+
 
 @dataclass(slots=True)
 class Keeper:
     """A stage's steps: where an attempt begins, and what is kept of it.
 
-    `begin`, then after every step `after`; where a step was left out, `skip` first.
+    `begin`, then after every step `after`; where a step was left out, `skip` first; at the end
+    `require_steps`.
     """
 
     where: StageDir
@@ -89,8 +93,19 @@ class Keeper:
             raise StopError(
                 f"{self.where.path}: {self.skips} steps in a row had a loss or gradient that is "
                 f"not finite ({error}); the batches are in {self.where.skipped.name}/, the last "
-                f"good state in {stands}/. Lower the learning rate, set max_grad_norm, or take "
-                "bfloat16 off (autocast=none)"
+                f"good state in {stands}/. {MEND}"
+            )
+
+    def require_steps(self) -> None:
+        """Raises StopError where all steps of the stage were left out, so that nothing was
+        trained."""
+        if not self.where.skipped.is_dir():
+            return
+        if not any("grad_norm" in row["metrics"] for row in self.where.journal_rows()):
+            raise StopError(
+                f"{self.where.path}: every step of the stage had a loss or gradient that is not "
+                "finite and was left out, so the weights are those that it began with; the "
+                f"batches are in {self.where.skipped.name}/. {MEND}"
             )
 
 

@@ -291,6 +291,7 @@ def run(where: StageDir, ctx: Context, trainer: Trainer[Any]) -> dict[str, Any]:
             )
             check_kl(kl, cfg.target_kl_stop, step, stage)
             keeper.after(step + 1)
+    keeper.require_steps()
     ctx.keep(trainer.policy, where.model)
     return {"updates": updates, "staleness": staleness(where), **verdict(where)}
 

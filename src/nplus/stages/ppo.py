@@ -349,6 +349,7 @@ def run(where: StageDir, ctx: Context) -> dict[str, Any]:
             )
             check_kl(kl, cfg.target_kl_stop, step, "ppo")
             keeper.after(step + 1)
+    keeper.require_steps()
     ctx.keep(trainer.policy, where.model)
     ctx.keep_scalar(trainer.critic, where.critic)
     return {"updates": updates, **verdict(where)}

@@ -179,4 +179,5 @@ class Trainer(Generic[Row, Micro]):
                     self.ctx.watch.step(self.name, where, number + 1, found)
                     ticker.tick(**{label: found[name] for label, name in shown.items()})
                 keeper.after(number + 1)
+        keeper.require_steps()
         return {"steps": self.total, "loss": where.last_metrics()["loss/train"]}
