@@ -184,3 +184,16 @@ def test_the_kl_coefficient_follows_its_target():
     again = ppo.KLController(1.0, target=6.0, horizon=10_000)
     again.load_state_dict(kl.state_dict())
     assert again.value == kl.value
+
+
+@pytest.mark.detail("F3")
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf, -math.inf])
+def test_a_kl_that_is_no_number_leaves_the_coefficient_as_it_is(spoilt):
+    # A step whose log-probs are NaN is left out; the next one is priced as if it had not been.
+    kl = ppo.KLController(0.05, target=6.0, horizon=1_000)
+    kl.observe(spoilt, 512)
+    assert kl.value == 0.05
+    resumed = ppo.KLController(1.0, target=6.0, horizon=1_000)
+    resumed.load_state_dict(kl.state_dict())
+    resumed.observe(9.0, 500)  # by hand: 0.05 * (1 + 0.2 * 500 / 1000)
+    assert resumed.value == pytest.approx(0.055, rel=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -36,8 +37,11 @@ class KLController(torch.nn.Module):
         return float(self.coefficient)
 
     def observe(self, kl: float, episodes: int) -> None:
-        """Take in the mean KL, in nats a response, of `episodes` responses."""
-        if self.target is not None:
+        """Take in the mean KL, in nats a response, of `episodes` responses.
+
+        One that is not finite tells nothing, and would stay in the coefficient for good.
+        """
+        if self.target is not None and math.isfinite(kl):
             error = min(max(kl / self.target - 1.0, -0.2), 0.2)
             self.coefficient *= 1.0 + error * episodes / self.horizon
 
