@@ -136,6 +136,8 @@ def test_ppo_may_be_left_out():
         (["algorithm=rloo", "micro_batch_size=7"], "not a multiple of micro_batch_size=7"),
         (["algorithm=rloo", "sampling.response_length=5"], "reinforce.sampling.response_length=5"),
         (["K=3"], "unknown key reinforce.K"),
+        (["kl_coef=0", "kl_target=1"], "kl_target=1.0 with kl_coef=0.0: steering multiplies"),
+        (["algorithm=dr_grpo", "kl_target=1"], "set kl_coef above 0"),
         (["max_staleness=24"], "max_staleness=24 with 24 updates"),
         (["max_staleness=-1"], "reinforce.max_staleness=-1"),
         (["max_staleness=1", "tempered=[new]"], "set importance=none"),

@@ -190,6 +190,8 @@ CONTRADICTIONS = [
     setting("ppo.value=shared", says=("value=shared", "set value_init=zero")),
     setting("ppo.score_step=eos", says=("score_step=eos", "set value_mask=response")),
     setting("ppo.stop_token=none", says=("stop_token=none", "set sampling.stop=length")),
+    setting("ppo.kl_coef=0", "ppo.kl_target=6", says=("kl_target=6.0", "kl_coef above 0")),
+    setting("ppo.profile=openai-2019", "ppo.kl_coef=0", says=("kl_coef=0.0", "kl_target=null")),
     setting("reward.batch.micro_batch_size=7", says=("micro_batch_size=7", "divides it")),
     setting("dpo.loss_type=robust", says=("label_smoothing=0.1",)),
     setting("dpo.label_smoothing=0.1", "dpo.loss_type=ipo", says=("set label_smoothing=0",)),

@@ -53,7 +53,8 @@ class PPOConfig(Config):
     kl_coef: float = Field(0.05, ge=0)
     """KL coefficient beta (Detail F3)."""
     kl_target: float | None = Field(None, gt=0)
-    """Nats per response that an adaptive beta steers to (OpenAI 2019: 6); None keeps it fixed."""
+    """Nats per response that an adaptive beta steers to (OpenAI 2019: 6), from a `kl_coef` above 0
+    on; None keeps it fixed."""
     kl_horizon: int = Field(10_000, ge=1)
     """Episodes over which an adaptive beta reacts."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
@@ -163,4 +164,14 @@ def contradictions(cfg: PPOConfig) -> list[str]:
         found.append(
             "whitening_keeps_mean=true with whiten_advantages=false: set whiten_advantages=true"
         )
-    return found
+    return found + steering_contradictions(cfg.kl_coef, cfg.kl_target)
+
+
+def steering_contradictions(kl_coef: float, kl_target: float | None) -> list[str]:
+    """An adaptive KL coefficient that could never move, with the mend."""
+    if kl_target is None or kl_coef:
+        return []
+    return [
+        f"kl_target={kl_target} with kl_coef={kl_coef}: steering multiplies the coefficient, and 0 "
+        "stays 0; set kl_coef above 0, as in kl_coef=0.05, or kl_target=null"
+    ]

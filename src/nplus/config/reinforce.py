@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from nplus.config.groups import GroupConfig
+from nplus.config.ppo import steering_contradictions
 from nplus.config.relatives import ALGORITHMS, AlgorithmName, algorithm_tree
 
 GROUP_ONLY = ("leave_one_out", "group_mean")
@@ -90,7 +91,8 @@ class ReinforceConfig(GroupConfig):
     kl_coef: float = Field(0.05, ge=0)
     """KL coefficient beta."""
     kl_target: float | None = Field(None, gt=0)
-    """Nats per response that an adaptive beta steers to; None keeps it fixed."""
+    """Nats per response that an adaptive beta steers to, from a `kl_coef` above 0 on; None keeps it
+    fixed."""
     kl_horizon: int = Field(10_000, ge=1)
     """Episodes over which an adaptive beta reacts."""
 
@@ -193,4 +195,4 @@ def _of_the_loss(cfg: ReinforceConfig) -> list[str]:
             f"kl_credit=to_go with ratio={cfg.ratio}: tokens have advantages of their own, a "
             "response one ratio; set kl_credit=sequence, or ratio=token"
         )
-    return found
+    return found + steering_contradictions(cfg.kl_coef, cfg.kl_target)
