@@ -126,6 +126,11 @@ def test_ppo_may_be_left_out():
         (["algorithm=grpo", "baseline=none", "num_generations=1"], "with scale=group_std"),
         (["algorithm=grpo", "ratio=sequence", "aggregation=token"], "set aggregation=sequence"),
         (["algorithm=grpo", "kl_estimator=k1"], "its gradient is 0 in expectation"),
+        (["algorithm=nash_md", "use_bias_correction_kl=true"], "set kl_estimator=k1 or k3"),
+        (
+            ["algorithm=grpo", "kl_estimator=k2", "use_bias_correction_kl=true"],
+            "use_bias_correction_kl=true with kl_estimator=k2",
+        ),
         (["algorithm=rloo", "kl_credit=to_go"], "set kl_credit=sequence, or ratio=token"),
         (["algorithm=nash_md", "overlong_share=0.2"], "would pay for its length"),
         (
@@ -149,3 +154,10 @@ def test_what_cannot_be_meant_is_told_with_its_mend(sets, what):
     with pytest.raises(InputError) as caught:
         reinforce(*(f"reinforce.{text}" for text in sets))
     assert what in str(caught.value)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_a_corrected_kl_in_the_loss_may_be_k1_or_k3(estimator):
+    sets = ("algorithm=nash_md", f"kl_estimator={estimator}", "use_bias_correction_kl=true")
+    cfg = reinforce(*(f"reinforce.{text}" for text in sets))
+    assert (cfg.kl_in, cfg.kl_estimator, cfg.use_bias_correction_kl) == ("loss", estimator, True)

@@ -87,7 +87,7 @@ class ReinforceConfig(GroupConfig):
     use_bias_correction_kl: bool = False
     """With `kl_in=loss`: multiply KL by the ratio of new and old policy, gradient and all, which
     makes the gradient of k1 and k3 that of KL(policy || reference) also under old samples
-    (DeepSeek-V3.2, 2512.02556; TRL's default)."""
+    (DeepSeek-V3.2, 2512.02556; TRL's default). Of k2 it makes none, which is refused."""
     kl_coef: float = Field(0.05, ge=0)
     """KL coefficient beta."""
     kl_target: float | None = Field(None, gt=0)
@@ -189,6 +189,11 @@ def _of_the_loss(cfg: ReinforceConfig) -> list[str]:
         found.append(
             "kl_in=loss with kl_estimator=k1: its gradient is 0 in expectation; set "
             "kl_estimator=k2 or k3, or kl_in=reward, or use_bias_correction_kl=true"
+        )
+    if cfg.kl_in == "loss" and cfg.kl_estimator == "k2" and cfg.use_bias_correction_kl:
+        found.append(
+            "use_bias_correction_kl=true with kl_estimator=k2: the gradient of the ratio times k2 "
+            "is not that of a KL; set kl_estimator=k1 or k3, or use_bias_correction_kl=false"
         )
     if cfg.ratio != "token" and cfg.kl_in == "reward" and cfg.kl_credit == "to_go":
         found.append(
