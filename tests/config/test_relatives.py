@@ -126,6 +126,13 @@ def test_ppo_may_be_left_out():
         (["algorithm=grpo", "baseline=none", "num_generations=1"], "with scale=group_std"),
         (["algorithm=grpo", "ratio=sequence", "aggregation=token"], "set aggregation=sequence"),
         (["algorithm=grpo", "kl_estimator=k1"], "its gradient is 0 in expectation"),
+        (["mixture_coef=0.3"], "mixture_coef=0.3 with signal=score: nothing reads it"),
+        (["algorithm=grpo", "overlong_penalty=2"], "set overlong_share=0.2, or overlong_penalty=1"),
+        (
+            ["algorithm=reinforce++", "kl_in=loss", "kl_estimator=k2"],
+            "kl_credit=to_go with kl_in=loss: nothing reads it; set kl_in=reward, or kl_credit=seq",
+        ),
+        (["use_bias_correction_kl=true"], "with kl_in=reward: nothing reads it; set kl_in=loss"),
         (["algorithm=nash_md", "use_bias_correction_kl=true"], "set kl_estimator=k1 or k3"),
         (
             ["algorithm=grpo", "kl_estimator=k2", "use_bias_correction_kl=true"],
@@ -161,3 +168,16 @@ def test_a_corrected_kl_in_the_loss_may_be_k1_or_k3(estimator):
     sets = ("algorithm=nash_md", f"kl_estimator={estimator}", "use_bias_correction_kl=true")
     cfg = reinforce(*(f"reinforce.{text}" for text in sets))
     assert (cfg.kl_in, cfg.kl_estimator, cfg.use_bias_correction_kl) == ("loss", estimator, True)
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["algorithm=nash_md", "mixture_coef=0.3"],
+        ["algorithm=dapo", "overlong_penalty=2"],
+        ["algorithm=remax", "kl_credit=to_go"],
+        ["mixture_coef=0.5", "overlong_penalty=1", "kl_credit=sequence"],
+    ],
+)
+def test_keys_may_be_given_where_they_are_read_or_at_their_defaults(sets):
+    assert reinforce(*(f"reinforce.{text}" for text in sets)) is not None

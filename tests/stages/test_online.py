@@ -139,6 +139,8 @@ def test_a_mix_of_checkpoints_reads_them(loop_config):
         ({"pairing": "across", "draw": ("current@1.0",)}, "two against each other"),
         ({"pairing": "thompson"}, "scorer=ensemble"),
         ({"scorer": "ensemble"}, "reward.members"),
+        ({"aggregate": "min"}, "aggregate=min with scorer=reward: nothing reads it"),
+        ({"length_unit": "tokens"}, "length_unit=tokens with length_penalty=0: nothing reads it"),
         ({"offline_pairs": 3}, "offline-mix"),
         ({"pairing": "knockout", "length_penalty": 0.1}, "whatever their scores"),
         ({"pairing": "knockout", "missing_eos_penalty": 1.0}, "set missing_eos_penalty=0"),

@@ -103,7 +103,8 @@ class OnlineConfig(Config):
     scorer: Literal["reward", "ensemble"] = "reward"
     """The reward model, or the members of `reward_ensemble`."""
     aggregate: Literal["mean", "min"] = "mean"
-    """What an ensemble's scores of a response come to: their mean, or the worst case."""
+    """What an ensemble's scores of a response come to: their mean, or the worst case. With one
+    reward model there is nothing to choose."""
     length_penalty: float = Field(0.0, ge=0)
     """Score taken off per unit of length; 0.001 a character in the paper's length-controlled
     run."""
@@ -154,6 +155,20 @@ class OnlineConfig(Config):
         """Every step of the loop, in order; SFT's validation comes first."""
         rounds = range(1, self.rounds + 1)
         return (Step(0, "validate"), *(Step(number, kind) for number in rounds for kind in STEPS))
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        read = {
+            "aggregate": (self.scorer == "ensemble", f"scorer={self.scorer}", "scorer=ensemble"),
+            "length_unit": (self.length_penalty, "length_penalty=0", "length_penalty=0.001"),
+        }
+        for key, (is_read, other, mend) in read.items():
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            if value != default and not is_read:
+                raise ValueError(
+                    f"{key}={value} with {other}: nothing reads it; set {mend}, or {key}={default}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

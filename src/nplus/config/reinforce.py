@@ -125,7 +125,25 @@ class ReinforceConfig(GroupConfig):
 
 def contradictions(cfg: ReinforceConfig) -> list[str]:
     """Settings that cannot both be meant, each with the mend."""
-    return [*_of_groups(cfg), *_of_draws(cfg), *_of_the_loss(cfg)]
+    return [*_of_groups(cfg), *_of_draws(cfg), *_of_the_loss(cfg), *_unread(cfg)]
+
+
+def _unread(cfg: ReinforceConfig) -> list[str]:
+    """Of keys that nothing reads, and that are not at their default."""
+    read = {
+        "mixture_coef": (cfg.signal == "preference", f"signal={cfg.signal}", "signal=preference"),
+        "overlong_penalty": (cfg.overlong_share, "overlong_share=null", "overlong_share=0.2"),
+        "kl_credit": (cfg.kl_in == "reward", f"kl_in={cfg.kl_in}", "kl_in=reward"),
+        "use_bias_correction_kl": (cfg.kl_in == "loss", f"kl_in={cfg.kl_in}", "kl_in=loss"),
+    }
+    found = []
+    for key, (is_read, other, mend) in read.items():
+        value, default = getattr(cfg, key), type(cfg).model_fields[key].default
+        if value != default and not is_read:
+            found.append(
+                f"{key}={value} with {other}: nothing reads it; set {mend}, or {key}={default}"
+            )
+    return found
 
 
 def _of_groups(cfg: ReinforceConfig) -> list[str]:
