@@ -41,7 +41,8 @@ class LedgerRow:
     ended: tuple[bool, ...]
     """Whether the response ends by itself."""
     scorer_hashes: tuple[str, ...]
-    """Hash of the weights of each member that scored."""
+    """Hash of what decides the scores of each member: its weights, its config.json and how it is
+    read, and the verifiable rewards beside it."""
     member_scores: tuple[tuple[float, ...], ...]
     """A list for each member."""
     scores: tuple[float, ...]

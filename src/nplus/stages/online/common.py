@@ -1,14 +1,16 @@
-"""What the steps of a round share: the prompts, who the policies are, and hashes of weights."""
+"""What the steps of a round share: the prompts, who the policies are, and who wrote and scored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nplus.config import RunConfig
 from nplus.config.online import OnlineConfig, Step
 from nplus.records import Demonstration, InputError, read_records
 from nplus.runs import StageDir, key_of
 from nplus.seeding import epoch_order
 from nplus.stages.context import Context
+from nplus.stages.scoring import scoring_key
 
 
 def settings(ctx: Context) -> OnlineConfig:
@@ -77,16 +79,30 @@ def cut(items: Sequence[Demonstration], size: int) -> list[list[Demonstration]]:
 
 def weights_hash(where: StageDir, part: str = "model") -> str:
     """A hash of the weights that a finished stage left: the same weights, the same hash."""
+    return key_of(_written(where, part, (".safetensors", ".bin")))[:16]
+
+
+def scorer_hash(where: StageDir, config: RunConfig, part: str = "model") -> str:
+    """A hash of what decides a score: the weights that a finished stage left and how they are read,
+    the shift that some models keep in config.json, and the verifiable rewards beside them."""
+    files = _written(where, part, (".safetensors", ".bin")), _written(where, part, ("config.json",))
+    read = config.reward.read_at, config.model.positions
+    scoring = None if config.scoring.plain else scoring_key(config.scoring)
+    return key_of(files, read, scoring)[:16]
+
+
+def _written(where: StageDir, part: str, endings: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Name and hash of each file of a finished stage that lies in `part` and ends so."""
     manifest = where.manifest()
     files = () if manifest is None else manifest.outputs
-    weights = [
+    found = [
         (one["path"], one["sha256"])
         for one in files
-        if one["path"].startswith(f"{part}/") and one["path"].endswith((".safetensors", ".bin"))
+        if one["path"].startswith(f"{part}/") and one["path"].endswith(endings)
     ]
-    if not weights:
+    if not found:
         raise InputError(
-            f"{where.path}: its manifest names no weights in {part}/; remove the folder and run "
-            "again"
+            f"{where.path}: its manifest names no {' or '.join(endings)} in {part}/; remove the "
+            "folder and run again"
         )
-    return key_of(sorted(weights))[:16]
+    return sorted(found)

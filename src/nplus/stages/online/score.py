@@ -12,7 +12,7 @@ from nplus.records import InputError, Sample, Scorer
 from nplus.runs import StageDir
 from nplus.runs.pieces import Pieces, read_pieces
 from nplus.stages.context import Context
-from nplus.stages.online.common import settings, weights_hash
+from nplus.stages.online.common import scorer_hash, settings, weights_hash
 from nplus.stages.preference import PairwiseModel
 from nplus.stages.scorers import RewardScorer
 from nplus.stages.scoring import combined
@@ -22,20 +22,22 @@ Row = dict[str, Any]
 
 
 def scorers_of(ctx: Context) -> dict[str, Scorer]:
-    """Who scores, by the hash of its weights: the reward model, or an ensemble of them."""
+    """Who scores, by the hash of what decides its scores: the reward model, or an ensemble of
+    them."""
     cfg = settings(ctx)
     names = reward_stages(ctx.config.reward) if cfg.scorer == "ensemble" else ("reward",)
+    if len({weights_hash(ctx.dirs[name]) for name in names}) < len(names):
+        raise InputError(
+            f"online.scorer=ensemble: two of {', '.join(names)} have the same weights, so they are "
+            "no two opinions"
+        )
     shared = ctx.config.reward.layout == "shared"
     found: dict[str, Scorer] = {}
     for name in names:
         model = ctx.scalar(ctx.dirs[name].model).eval()
         scorer = RewardScorer(model, ctx.codec, size=cfg.micro_batch_size, shared=shared)
-        found[weights_hash(ctx.dirs[name])] = combined(scorer, ctx.config.scoring)
-    if len(found) < len(names):
-        raise InputError(
-            f"online.scorer=ensemble: two of {', '.join(names)} have the same weights, so they are "
-            "no two opinions"
-        )
+        mark = scorer_hash(ctx.dirs[name], ctx.config)
+        found[mark] = combined(scorer, ctx.config.scoring)
     return found
 
 
