@@ -130,7 +130,7 @@ def test_a_forked_process_has_a_worker_of_its_own(scorer):
 def test_terms_add_up_and_constraints_cost(scorer):
     rows = samples("ab", "abcd")
     length = Term(scorer("length"), weight=0.5, at_least=3, penalty=2.0)
-    assert length.add_to([1.0, 1.0], rows) == [1.0 + 1.0 - 2.0, 1.0 + 2.0]
+    assert length.add_to([1.0, 1.0], length.values(rows)) == [1.0 + 1.0 - 2.0, 1.0 + 2.0]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,12 @@
 import sys
 
 import pytest
+import torch
 
 from nplus.evaluation.verifiable import source_of
 from nplus.runs.ledger import read_ledger
+from nplus.stages.context import Context
+from nplus.stages.online import score
 
 MODULE = "def length(query, response, id):\n    return len(response)\n"
 TERM = {"function": "road_rewards:length", "weight": 0.5, "at_least": 40, "penalty": 100.0}
@@ -83,3 +86,40 @@ def test_the_reward_model_alone_needs_no_other_key(road_config):
         "round1_score",
         changed.model_copy(update={"online": road_config(online={"response_length": 48}).online}),
     )
+
+
+RANDOM = """
+import random
+
+def drawn(query, response, id):
+    with open("calls.txt", "a") as calls:
+        print(id, response, file=calls)
+    return random.SystemRandom().random()
+"""
+
+
+def test_a_function_is_asked_once_a_response_whatever_the_members(road_config, tmp_path):
+    """Members of an ensemble differ in their own opinion alone."""
+
+    class Says:
+        def __init__(self, value):
+            self.value = value
+
+        def score(self, samples):
+            return [self.value] * len(samples)
+
+    (tmp_path / "road_rewards.py").write_text(RANDOM)
+    term = {"function": "road_rewards:drawn", "weight": 2.0}
+    config = road_config(scoring={"reward_weight": 0.5, "terms": (term,)})
+    ctx = Context(config, torch.device("cpu"), None, {})
+    piece = [{"id": name, "query": "q", "responses": ["a", "b", "a"]} for name in ("p", "q")]
+    rows = score.scored(piece, {"one": Says(1.0), "other": Says(7.0)}, ctx)
+    for row in rows:
+        one, other = row["member_scores"]
+        assert [b - a for a, b in zip(one, other, strict=True)] == pytest.approx([3.0] * 3)
+        assert all(0.5 <= value < 2.5 for value in one)
+        assert row["scorer_hashes"] == ["one", "other"]
+    assert len({value for row in rows for value in row["member_scores"][0]}) == 6
+    assert (tmp_path / "calls.txt").read_text().split("\n")[:-1] == [
+        f"{name} {text}" for name in ("p", "q") for text in ("a", "b", "a")
+    ]

@@ -148,11 +148,14 @@ class Term:
     at_least: float | None = None
     penalty: float = 1.0
 
-    def add_to(self, totals: Sequence[float], samples: Sequence[Sample]) -> list[float]:
-        """`totals` with this term's values weighted, and less its penalties."""
-        found = self.scorer.score(samples)
+    def values(self, samples: Sequence[Sample]) -> list[float]:
+        """What the scorer gives each sample."""
+        return self.scorer.score(samples)
+
+    def add_to(self, totals: Sequence[float], values: Sequence[float]) -> list[float]:
+        """`totals` with `values` of this term weighted, and less its penalties."""
         least = -math.inf if self.at_least is None else self.at_least
         return [
             total + self.weight * value - (self.penalty if value < least else 0.0)
-            for total, value in zip(totals, found, strict=True)
+            for total, value in zip(totals, values, strict=True)
         ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,25 +39,20 @@ def terms_of(cfg: ScoringConfig) -> tuple[Term, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class CombinedScorer:
-    """`weight` times another scorer's values, plus those of the terms."""
-
-    scorer: Scorer
-    weight: float
-    terms: tuple[Term, ...]
-
-    def score(self, samples: Sequence[Sample]) -> list[float]:
-        base = self.scorer.score(samples) if self.weight else [0.0] * len(samples)
-        totals = [self.weight * value for value in base]
-        for term in self.terms:
-            totals = term.add_to(totals, samples)
-        return totals
-
-
-def combined(scorer: Scorer, cfg: ScoringConfig) -> Scorer:
-    """`scorer` with the verifiable rewards of the run; itself where there are none."""
-    return scorer if cfg.plain else CombinedScorer(scorer, cfg.reward_weight, terms_of(cfg))
+def member_scores(
+    members: Sequence[Scorer], cfg: ScoringConfig, terms: Sequence[Term], samples: Sequence[Sample]
+) -> list[list[float]]:
+    """A list of scores for each member: `cfg.reward_weight` times its own, plus those of the terms,
+    which are asked once a response, so that members differ in their own opinion alone."""
+    weight = cfg.reward_weight
+    totals = [
+        [weight * value for value in member.score(samples)] if weight else [0.0] * len(samples)
+        for member in members
+    ]
+    for term in terms:
+        values = term.values(samples)
+        totals = [term.add_to(of_one, values) for of_one in totals]
+    return totals
 
 
 def score_fn(
@@ -101,7 +95,7 @@ def _scores(
     ]
     totals = [0.0] * len(samples)
     for term in terms:
-        totals = term.add_to(totals, samples)
+        totals = term.add_to(totals, term.values(samples))
     device = generation.tokens_BR.device
     totals_B = torch.tensor(totals, dtype=torch.float32, device=device)
     return totals_B if base_B is None else cfg.reward_weight * base_B + totals_B

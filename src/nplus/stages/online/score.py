@@ -15,15 +15,15 @@ from nplus.stages.context import Context
 from nplus.stages.online.common import scorer_hash, settings, weights_hash
 from nplus.stages.preference import PairwiseModel
 from nplus.stages.scorers import RewardScorer
-from nplus.stages.scoring import combined
+from nplus.stages.scoring import member_scores
 
 Row = dict[str, Any]
 """What is known of a prompt's responses."""
 
 
 def scorers_of(ctx: Context) -> dict[str, Scorer]:
-    """Who scores, by the hash of what decides its scores: the reward model, or an ensemble of
-    them."""
+    """Whose opinion is asked, by the hash of what decides the scores: the reward model's, or that
+    of each member of an ensemble."""
     cfg = settings(ctx)
     names = reward_stages(ctx.config.reward) if cfg.scorer == "ensemble" else ("reward",)
     if len({weights_hash(ctx.dirs[name]) for name in names}) < len(names):
@@ -36,8 +36,7 @@ def scorers_of(ctx: Context) -> dict[str, Scorer]:
     for name in names:
         model = ctx.scalar(ctx.dirs[name].model).eval()
         scorer = RewardScorer(model, ctx.codec, size=cfg.micro_batch_size, shared=shared)
-        mark = scorer_hash(ctx.dirs[name], ctx.config)
-        found[mark] = combined(scorer, ctx.config.scoring)
+        found[scorer_hash(ctx.dirs[name], ctx.config)] = scorer
     return found
 
 
@@ -87,7 +86,7 @@ def run(where: StageDir, ctx: Context, drawn: StageDir) -> dict[str, Any]:
     done = file.begin()
     with ctx.progress(where.path.name[:12], len(pieces) - done, "piece") as ticker:
         for piece in pieces[done:]:
-            found = _scored(piece, scorers)
+            found = scored(piece, scorers, ctx)
             if judge is not None:
                 found = [row | more for row, more in zip(found, judge(piece), strict=True)]
             file.add(found)
@@ -95,9 +94,11 @@ def run(where: StageDir, ctx: Context, drawn: StageDir) -> dict[str, Any]:
     return {"prompts": len(rows), "members": len(scorers)}
 
 
-def _scored(piece: list[Row], scorers: dict[str, Scorer]) -> list[Row]:
+def scored(piece: list[Row], scorers: dict[str, Scorer], ctx: Context) -> list[Row]:
+    """The scores of a piece: for each prompt, a list for each member."""
     samples = [Sample(row["id"], row["query"], text) for row in piece for text in row["responses"]]
-    members = [scorer.score(samples) for scorer in scorers.values()]
+    opinions = list(scorers.values())
+    members = member_scores(opinions, ctx.config.scoring, ctx.terms, samples)
     found, at = [], 0
     for row in piece:
         upto = at + len(row["responses"])
