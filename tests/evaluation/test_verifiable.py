@@ -1,16 +1,21 @@
 """Verifiable rewards in a process of their own: values, limits, and what a bad function may do."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import nplus
 from nplus.config.scoring import ScoringConfig
 from nplus.evaluation.verifiable import FunctionScorer, ScoringError, Term
 from nplus.records import InputError, Sample
 
 MODULE = """
-import os, sys, time
+import os, subprocess, sys, time
 state = []
 
 def length(query, response, id):
@@ -36,6 +41,17 @@ def raises(query, response, id):
 
 def nan(query, response, id):
     return float("nan")
+
+def begins_another(query, response, id):
+    with open("pids.txt", "w") as file:
+        print(os.getpid(), file=file)
+    subprocess.run(["sh", "-c", "echo $$ >> pids.txt; exec sleep 300"])
+
+def leaves_another(query, response, id):
+    subprocess.Popen(["sh", "-c", "echo $$ >> pids.txt; exec sleep 300"])
+    while not os.path.exists("pids.txt"):
+        time.sleep(0.01)
+    return 1
 
 def counts(query, response, id):
     state.append(1)
@@ -85,6 +101,85 @@ def test_too_long_is_given_up_and_the_next_is_scored(scorer):
     assert found.score(samples("x", "slow", "y")) == [1.0, -1.0, 1.0]
     assert time.monotonic() - began < 10
     assert found.failures == 1
+
+
+def alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # whoever is to bury it may take its time
+
+
+def pids(number):
+    """So many processes that a function told of, once they are all there."""
+    ends = time.monotonic() + 30
+    while time.monotonic() < ends:
+        if Path("pids.txt").exists() and (text := Path("pids.txt").read_text()).endswith("\n"):
+            found = [int(pid) for pid in text.split()]
+            if len(found) == number:
+                return found
+        time.sleep(0.02)
+    raise AssertionError("the function did not begin")
+
+
+def gone(found):
+    """Whether all end within some seconds."""
+    ends = time.monotonic() + 10
+    while any(map(alive, found)) and time.monotonic() < ends:
+        time.sleep(0.02)
+    return not any(map(alive, found))
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+
+@needs_proc
+def test_what_a_function_started_ends_with_its_time(scorer):
+    found = scorer("begins_another", timeout=5.0, failed=-1.0)
+    assert found.score(samples("x")) == [-1.0]
+    assert gone(pids(2))
+
+
+@needs_proc
+def test_what_a_function_left_behind_ends_with_the_worker(scorer):
+    found = scorer("leaves_another")
+    assert found.score(samples("x")) == [1.0]
+    (left,) = pids(1)
+    assert alive(left)
+    found.close()
+    assert gone([left])
+
+
+RUN = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from nplus.evaluation.verifiable import FunctionScorer
+from nplus.records import Sample
+FunctionScorer(f"my_rewards:{sys.argv[1]}", 60.0).score([Sample("p", "q", "x")])
+"""
+
+
+def run_of(name):
+    """The command of a run of one response, by the nplus under test."""
+    return [sys.executable, "-c", RUN, name, str(Path(nplus.__file__).parents[1])]
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_stopped_leaves_nothing(number):
+    run = subprocess.Popen(run_of("begins_another"), stderr=subprocess.PIPE)
+    found = pids(2)
+    run.send_signal(number)
+    run.communicate(timeout=30)
+    assert run.returncode == -number
+    assert gone(found)
+
+
+@needs_proc
+def test_a_run_that_is_through_leaves_nothing():
+    subprocess.run(run_of("leaves_another"), check=True)
+    assert gone(pids(1))
 
 
 def test_memory_is_limited(scorer):

@@ -67,8 +67,7 @@ class FunctionScorer:
         """End this process's worker."""
         worker = self._workers.pop(os.getpid(), None)
         if worker is not None:
-            worker.kill()
-            worker.communicate()
+            _end(worker)
 
     def _one(self, sample: Sample) -> float:
         worker = self._worker()
@@ -112,14 +111,14 @@ class FunctionScorer:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
+            start_new_session=True,  # Ctrl-C is for the run; the worker ends when the run does
         )
         try:
             answer = self._answer(worker, START) or {"error": "ends before it begins"}
         except TimeoutError:
             answer = {"error": f"does not start within {START:g} s"}
         if "error" in answer:
-            worker.kill()
-            worker.communicate()
+            _end(worker)
             why = answer["error"]
             raise InputError(
                 f"scoring.terms: {self.function} {why}; name MODULE:FUNCTION of a module in the "
@@ -137,6 +136,15 @@ class FunctionScorer:
             raise TimeoutError
         line = worker.stdout.readline()
         return json.loads(line) if line.endswith(b"\n") else None
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """End a worker, which kills what its function has started too."""
+    worker.terminate()
+    for pipe in (worker.stdin, worker.stdout):
+        if pipe is not None:
+            pipe.close()
+    worker.wait()
 
 
 @dataclass(frozen=True, slots=True)
