@@ -22,6 +22,7 @@ from nplus.records import (
     InputError,
     Judgement,
     Margin,
+    StopError,
     Verdict,
     read_records,
     write_records,
@@ -33,7 +34,7 @@ from nplus.stages.drawing import Drawn, draw
 from nplus.stages.matches import pairings, play, verdict_line
 from nplus.stages.reward_report import reward_model_report, stage_margins
 from nplus.stages.scorers import RewardScorer
-from nplus.stages.systems import System, judges_of
+from nplus.stages.systems import Judges, System, describe, judges_of
 from nplus.stages.token_view import compare_tokens, name_of, pieces, token_view
 
 
@@ -370,6 +371,33 @@ def test_length_bins_are_as_many_as_asked(finished):
     assert sum(part["n"] for part in bins) == row["n"]
     wins = sum(part["rate"] * part["n"] for part in bins)
     assert wins / row["n"] == pytest.approx(row["rate"])
+
+
+class Told:
+    """A reward model whose scores are these."""
+
+    def __init__(self, *scores):
+        self.scores = scores
+
+    def score(self, samples):
+        return list(self.scores)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kl", "message"),
+    [
+        ((0.5, math.nan, math.inf), (), r"dpo@0\.7 on test: 2 of 3 scores are not .* reward model"),
+        ((0.5, 0.1, 0.2), (1.0, math.nan, 0.0), r"dpo@0\.7 on test: 1 of 3 KLs from SFT are not"),
+    ],
+)
+def test_scores_that_are_no_numbers_are_told_with_policy_and_count(scores, kl, message):
+    posts = [Demonstration(f"p{i}", f"Q{i}", "r", {}, "test") for i in range(3)]
+    drawn = [Drawn("text", (1, 0), True)] * 3
+    judges = Judges(Told(*scores), None)
+    with pytest.raises(StopError, match=message):
+        judges.system("dpo", 0.7, "test", posts, drawn, kl)
+    whole = Judges(Told(0.5, 0.1, 0.2), None).system("dpo", 0.7, "test", posts, drawn)
+    assert describe(whole)["score"] == pytest.approx(0.8 / 3)
 
 
 # --- the glossary -------------------------------------------------------------------------------

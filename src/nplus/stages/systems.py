@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -10,7 +11,7 @@ from nplus.engines.api import chat_client
 from nplus.evaluation.accuracy import share
 from nplus.evaluation.automatic import rouge
 from nplus.evaluation.comparators import Comparator, LLMJudge, ordered
-from nplus.records import Demonstration, Sample
+from nplus.records import Demonstration, Sample, StopError
 from nplus.runs import StageDir
 from nplus.stages.context import Context
 from nplus.stages.drawing import Drawn
@@ -77,12 +78,15 @@ class Judges:
         drawn: Sequence[Drawn],
         kl: Sequence[float] = (),
     ) -> System:
-        """`drawn` are the responses to `posts`, in order, `kl` their nats from SFT."""
+        """`drawn` are the responses to `posts`, in order, `kl` their nats from SFT.
+
+        StopError where a score or a KL is not a number.
+        """
         texts = [d.text for d in drawn]
         samples = [Sample(p.id, p.query, text) for p, text in zip(posts, texts, strict=True)]
         proxy = self.reward.score(samples)
         judged = [self.gold.judge(s.id, s.response) for s in samples] if self.gold else []
-        return System(
+        found = System(
             policy=policy,
             temperature=temperature,
             split=split,
@@ -97,6 +101,23 @@ class Judges:
             called=self.called.get(policy, ""),
             kl=list(kl),
         )
+        _require_numbers(found)
+        return found
+
+
+def _require_numbers(system: System) -> None:
+    """A mean without the rows that are no numbers would be of other posts than its neighbours'."""
+    given = (
+        ("scores", system.score, "the reward model"),
+        ("KLs from SFT", system.kl, "the policy"),
+    )
+    for what, values, broken in given:
+        if bad := sum(not math.isfinite(value) for value in values):
+            raise StopError(
+                f"{system.label} on {system.split}: {bad} of {len(values)} {what} are not finite "
+                f"numbers, so it cannot be judged; train {broken} again with a lower learning "
+                "rate, or without bfloat16 (compute.autocast=none, model.dtype=float32)"
+            )
 
 
 def judges_of(ctx: Context, where: StageDir) -> Judges:
