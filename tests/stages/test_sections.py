@@ -2,12 +2,14 @@
 
 import io
 import json
+import math
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
-from nplus.records import Comparison, Margin, Sample, read_records
+from nplus.records import Comparison, InputError, Margin, Sample, read_records
 from nplus.report.sections import scored
 from nplus.stages.beside import context
 from nplus.stages.preference import PairwiseModel
@@ -132,6 +134,48 @@ def test_rows_that_are_too_long_are_counted_and_move_no_other(trained, rows, tmp
     assert results["subsets"] == plain.manifest().results["subsets"]
     batches = {row.id: row.batch for row in read_records(where.margins, Margin)}
     assert batches == {str(row["id"]): row["subset"] for row in rows}
+
+
+def test_pairs_without_room_in_the_pairwise_model_are_left_out(trained, rows, tmp_path):
+    """Either response alone would fit, as it does into the reward model."""
+    ctx = context(trained, QUIET)
+    positions = ctx.policy("preference").config.max_position_embeddings
+    half = " ".join(["a"] * positions)
+    while len(ctx.codec.encode(half)) > positions // 2:
+        half = half[:-2]
+    long = {**rows[0], "id": "long", "prompt": "a", "chosen": half, "rejected": half + " b"}
+    plain = score(trained, write(tmp_path / "a.jsonl", rows), "preference", QUIET)
+    file = write(tmp_path / "b.jsonl", [*rows[:3], long, *rows[3:]])
+    results = score(trained, file, "preference", QUIET).manifest().results
+    assert results["dropped"] == {rows[0]["subset"]: 1}
+    assert results["subsets"] == plain.manifest().results["subsets"]
+    assert score(trained, file, "reward", QUIET).manifest().results["dropped"] == {}
+    with pytest.raises(InputError, match=r"c\.jsonl: no row .*--with reward"):
+        score(trained, write(tmp_path / "c.jsonl", [long]), "preference", QUIET)
+
+
+@pytest.mark.parametrize("broken", ["reward", "reward_2"])
+@pytest.mark.parametrize("how", ["mean", "min"])
+def test_a_member_without_a_number_makes_the_row_invalid(
+    trained, rows, tmp_path, monkeypatch, broken, how
+):
+    ctx, pairs = context(trained, QUIET), RewardScorer.pairs
+    weights = {name: ctx.scalar(ctx.dirs[name].model) for name in ("reward", "reward_2")}
+    head = next(reversed(weights[broken].state_dict().values()))
+
+    def spoilt(self, comparisons):
+        found = pairs(self, comparisons)
+        if torch.equal(next(reversed(self.model.state_dict().values())), head):
+            found[0] = (math.nan, found[0][1])
+        return found
+
+    monkeypatch.setattr(RewardScorer, "pairs", spoilt)
+    monkeypatch.setattr("nplus.stages.sections.aggregate_of", lambda config: how)
+    file = write(tmp_path / f"{broken}.jsonl", rows)
+    where = score(trained, file, "ensemble", QUIET)
+    found = list(margins_of(where).values())
+    assert [math.isnan(margin) for margin in found] == [True] + [False] * (len(rows) - 1)
+    assert sum(row["invalid"] for row in where.manifest().results["subsets"]) == 1
 
 
 def test_the_same_again_changes_nothing_and_stages_are_left_alone(trained, rows, tmp_path):

@@ -70,12 +70,15 @@ def letter_rows(codec: Codec, comparisons: Sequence[Comparison], seed: int) -> l
     ]
 
 
+def has_room(row: Sequence[int], most: int | None) -> bool:
+    """Whether a prompt and its letter fit into `most` positions; None has no bound."""
+    return most is None or len(row) + 1 <= most
+
+
 def require_room(rows: Sequence[Sequence[int]], ids: Sequence[str], most: int | None) -> None:
     """InputError for a prompt that is longer than the model's positions."""
-    if most is None:
-        return
     for row, name in zip(rows, ids, strict=True):
-        if len(row) + 1 > most:
+        if most is not None and not has_room(row, most):
             raise InputError(
                 f"comparison {name!r}: query and two responses are {len(row)} tokens, the model "
                 f"takes {most - 1}; lower data.max_query_tokens or data.max_response_tokens"

@@ -10,7 +10,13 @@ import torch
 from transformers import PreTrainedModel
 
 from nplus.data.collate import WIDTH_MULTIPLE, padded
-from nplus.data.preference import letter_ids, letter_rows, pair_prompts, require_room
+from nplus.data.preference import (
+    has_room,
+    letter_ids,
+    letter_rows,
+    pair_prompts,
+    require_room,
+)
 from nplus.data.tokens import Codec
 from nplus.evaluation.accuracy import margin_records, share
 from nplus.models.lm import response_logits
@@ -31,6 +37,13 @@ class PairwiseModel:
     def __init__(self, model: PreTrainedModel, codec: Codec, *, size: int = 32) -> None:
         self.model, self.codec, self.size = model, codec, size
         self.letters = letter_ids(codec)
+        self.positions: int | None = getattr(model.config, "max_position_embeddings", None)
+
+    def fits(self, comparisons: Sequence[Comparison]) -> list[bool]:
+        """Whether the model has positions for each query with both responses."""
+        queries, pairs = [row.query for row in comparisons], [row.responses for row in comparisons]
+        prompts = pair_prompts(self.codec, queries, pairs)
+        return [has_room(prompt, self.positions) for prompt in prompts]
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """One verdict a comparison, from both orders; exactly 1/2 is a tie."""
@@ -60,8 +73,7 @@ class PairwiseModel:
         """`p(A)`, softmax over the two letters alone, in the order shown."""
         queries, pairs = [query for query, _ in asked], [pair for _, pair in asked]
         prompts = pair_prompts(self.codec, queries, pairs)
-        positions = getattr(self.model.config, "max_position_embeddings", None)
-        require_room(prompts, queries, positions)
+        require_room(prompts, queries, self.positions)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         found = [0.0] * len(prompts)
         for start in range(0, len(order), self.size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from nplus.stages.context import Context
 from nplus.stages.preference import PairwiseModel
 from nplus.stages.scorers import RewardScorer, margins
 
-VERSION = 1
+VERSION = 2
 Margins = Callable[[Sequence[Comparison]], list[float]]
 
 
@@ -136,10 +137,16 @@ def _scored(
     asked: Asked, names: Sequence[str], file: Path, ctx: Context, where: StageDir
 ) -> dict[str, Any]:
     """What is too long for the run's limits is left out, and counted."""
-    of, positions = _scorer(names, ctx)
+    scorer = _scorer(names, ctx)
     limits = ctx.config.data.model_copy(update={"overlong": "drop"})
-    rows = within_limits(asked.rows, ctx.codec, limits, file, positions)
-    found = of(rows)
+    rows = within_limits(asked.rows, ctx.codec, limits, file, scorer.positions)
+    rows = [row for row, fits in zip(rows, scorer.fits(rows), strict=True) if fits]
+    if not rows:
+        raise InputError(
+            f"{file}: no row whose query and both responses fit into the pairwise model's "
+            "positions; name a file of shorter ones, or another scorer (--with reward)"
+        )
+    found = scorer.margins(rows)
     write_records(where.margins, margin_records(rows, found, "sections"))
     subsets = [row.batch for row in rows]
     dropped = Counter(row.batch for row in asked.rows) - Counter(subsets)
@@ -152,29 +159,44 @@ def _scored(
     }
 
 
-def _scorer(names: Sequence[str], ctx: Context) -> tuple[Margins, int | None]:
-    """What tells the score of the preferred response less the other's, and the positions that its
-    models have: of an ensemble what its members come to in the online loop, of the pairwise model
-    `2 p - 1`, p the mean over both orders."""
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """What tells the score of the preferred response less the other's, and what fits into it."""
+
+    margins: Margins
+    positions: int | None
+    """Those of its models for a query with one response; None has no bound."""
+    fits: Callable[[Sequence[Comparison]], list[bool]] = lambda rows: [True] * len(rows)
+    """Whether it has room for each comparison's query with both responses."""
+
+
+def _scorer(names: Sequence[str], ctx: Context) -> Scorer:
+    """Of an ensemble the margin is of what its members come to in the online loop, of the pairwise
+    model it is `2 p - 1`, p the mean over both orders."""
     if names == ("preference",):
         judge = PairwiseModel(ctx.policy("preference").eval(), ctx.codec)
-        return lambda rows: judged_margins(judge, rows), None  # it looks at the room itself
+        return Scorer(lambda rows: judged_margins(judge, rows), None, judge.fits)
     models = [ctx.scalar(ctx.dirs[name].model).eval() for name in names]
     shared = ctx.config.reward.layout == "shared"
     members = [RewardScorer(model, ctx.codec, shared=shared) for model in models]
-    together = min if aggregate_of(ctx.config) == "min" else fmean
+    together = lowest if aggregate_of(ctx.config) == "min" else fmean
 
     def of(rows: Sequence[Comparison]) -> list[float]:
         scores_MN2 = [member.pairs(rows) for member in members]
         return margins(
             rows,
             [
-                (together(a for a, _ in pairs), together(b for _, b in pairs))
+                (together([a for a, _ in pairs]), together([b for _, b in pairs]))
                 for pairs in zip(*scores_MN2, strict=True)
             ],
         )
 
-    return of, getattr(models[0].network.config, "max_position_embeddings", None)
+    return Scorer(of, getattr(models[0].network.config, "max_position_embeddings", None))
+
+
+def lowest(scores: Sequence[float]) -> float:
+    """The least score, NaN where one is: `min` alone would pass over it, or not, by its place."""
+    return math.nan if any(map(math.isnan, scores)) else min(scores)
 
 
 def judged_margins(judge: PairwiseModel, rows: Sequence[Comparison]) -> list[float]:
