@@ -200,6 +200,13 @@ METRICS = (
         "G5",
     ),
     _online("val/eos_rate", "share", "Responses that end by themselves within the length.", "E8"),
+    _online(
+        "scoring/failed",
+        "",
+        "Calls of `scoring.terms` for the update's responses that gave no value, so that "
+        "`scoring.failed` stands in; only where there are terms.",
+    ),
+    _online("scoring/failed_share", "share", "Their share of all such calls."),
     _online("val/response_length", "tokens", "Mean tokens of a response through EOS.", "E4"),
     _ppo(
         "val/explained_variance",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,14 +20,47 @@ from nplus.models.shared import shared_response_logprobs, sharing
 from nplus.ops.responses import contains_eos, value_mask_BR
 
 Critic = ScalarModel | SharedCritic
-ScoreFn = Callable[[Generation], Tensor]
 Rolled = TypeVar("Rolled", ValuedRollout, GroupRollout)
 
+
+class Scores(NamedTuple):
+    """[B] scores, and for each row how many verifiable rewards gave it no value."""
+
+    scores_B: Tensor
+    failed_B: Tensor
+
+    @classmethod
+    def of(cls, scores_B: Tensor) -> Scores:
+        """Of a model, which always gives one."""
+        return cls(scores_B, torch.zeros_like(scores_B, dtype=torch.long))
+
+
+ScoreFn = Callable[[Generation], Scores]
 
 ROWS_ON_CPU = 16
 """Rows of a forward on a CPU, which gains nothing from more and computes less padding for fewer."""
 WIDTH_MULTIPLE = 16
 """Widths are round, so that kernels are compiled for few."""
+
+
+def _pieces(
+    generation: Generation, size: int, positions: str, shared: bool
+) -> tuple[Iterator[Generation], Tensor]:
+    """Pieces of like rows, each without the padding it can do without, and where each row of the
+    generation stands among theirs.
+
+    Models that count columns as positions need all of them. `shared`: rows of one prompt, side by
+    side in the generation, stay so.
+    """
+    lengths_B = generation.prompts.mask_BP.sum(1)
+    if not shared:
+        lengths_B = lengths_B + generation.response_mask_BR.sum(1)
+    order_B = lengths_B.argsort(stable=True)
+    if order_B.device.type == "cpu" and not shared:
+        size = min(size, ROWS_ON_CPU)
+    pieces = (generation.rows(index) for index in order_B.split(size))
+    cut = (narrowed(piece) if positions == "real" else piece for piece in pieces)
+    return cut, order_B.argsort()
 
 
 def _in_pieces(
@@ -37,26 +70,12 @@ def _in_pieces(
     positions: str,
     shared: bool = False,
 ) -> Tensor:
-    """[B] or [B, R]: `fn` of pieces of like rows, each without the padding it can do without.
-
-    Models that count columns as positions need all of them. `shared`: rows of one prompt, side by
-    side in the generation, stay so.
-    """
+    """[B, R]: `fn` of the generation, piece by piece."""
     width = generation.tokens_BR.shape[1]
-    lengths_B = generation.prompts.mask_BP.sum(1)
-    if not shared:
-        lengths_B = lengths_B + generation.response_mask_BR.sum(1)
-    order_B = lengths_B.argsort(stable=True)
-    if order_B.device.type == "cpu" and not shared:
-        size = min(size, ROWS_ON_CPU)
-    found = []
-    for index in order_B.split(size):
-        piece = generation.rows(index)
-        found.append(fn(narrowed(piece) if positions == "real" else piece))
-        if found[-1].dim() == 2:
-            missing = width - found[-1].shape[1]
-            found[-1] = torch.nn.functional.pad(found[-1], (0, missing))
-    return torch.cat(found)[order_B.argsort()]
+    pieces, places_B = _pieces(generation, size, positions, shared)
+    found = [fn(piece) for piece in pieces]
+    wide = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in found]
+    return torch.cat(wide)[places_B]
 
 
 def narrowed(generation: Generation) -> Generation:
@@ -111,9 +130,12 @@ def rm_scores(reward_model: ScalarModel, generation: Generation, shared: bool = 
 
 def scored(
     score: ScoreFn, generation: Generation, *, size: int, positions: str, shared: bool = False
-) -> Tensor:
-    """[B] scores, computed in pieces of at most `size` rows; `shared` as in `collect`."""
-    return _in_pieces(score, generation, size, positions, shared)
+) -> Scores:
+    """`score` of the generation, in pieces of at most `size` rows; `shared` as in `collect`."""
+    pieces, places_B = _pieces(generation, size, positions, shared)
+    parts = [score(piece) for piece in pieces]
+    scores_B = torch.cat([part.scores_B for part in parts])[places_B]
+    return Scores(scores_B, torch.cat([part.failed_B for part in parts])[places_B])
 
 
 def generate(
@@ -191,11 +213,13 @@ def collect(
     else:
         old_BR = generation.logprobs_BR.masked_fill(~generation.response_mask_BR, 0.0)
     ref_BR = pieces(lambda g: logprobs_of(reference, g, heat["reference"], shared))
+    scores_B, failed_B = scored(score, generation, size=size, positions=positions, shared=shared)
     return Rollout(
         generation=generation,
         logprobs_BR=old_BR,
         ref_logprobs_BR=ref_BR,
-        scores_B=pieces(score),
+        scores_B=scores_B,
+        failed_B=failed_B,
         has_eos_B=contains_eos(generation.tokens_BR, eos_id),
     )
 

@@ -80,6 +80,7 @@ def valued(tokens=TOKENS, scores=SCORES, logp=LOGP, ref=REF, values=VALUES):
         ref_logprobs_BR=ref,
         scores_B=scores,
         has_eos_B=contains_eos(tokens, EOS),
+        failed_B=torch.zeros(len(tokens), dtype=torch.long),
     )
     return ValuedRollout(rollout, values, value_mask_BR(mask))
 

@@ -39,7 +39,12 @@ def grouped(scores=SCORES, rivals=(0.0,) * 4, seed=0, has_eos=(True,) * 4):
     tokens = torch.randint(2, 9, (4, R), generator=g).masked_fill(~MASK, 1)
     generation = Generation(prompts, tokens, MASK, drawn())
     rollout = Rollout(
-        generation, drawn(), drawn(), torch.tensor(scores).double(), torch.tensor(has_eos)
+        generation,
+        drawn(),
+        drawn(),
+        torch.tensor(scores).double(),
+        torch.tensor(has_eos),
+        torch.zeros(4, dtype=torch.long),
     )
     return GroupRollout(rollout, torch.tensor(rivals).double(), torch.ones(4).bool())
 

@@ -37,6 +37,7 @@ def valued():
         ref_logprobs_BR=REF,
         scores_B=SCORES,
         has_eos_B=contains_eos(TOKENS, EOS),
+        failed_B=torch.zeros(len(TOKENS), dtype=torch.long),
     )
     return ValuedRollout(rollout, VALUES, value_mask_BR(mask))
 

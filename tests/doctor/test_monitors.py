@@ -34,6 +34,7 @@ def healthy(seed=0, updates=UPDATES, **changed):
             "val/eos_rate": min(1.0, 0.98 + dice.gauss(0, 0.01)),
             "val/response_length": 20.5 + 3 * min(1.0, 3 * part) + dice.gauss(0, 0.7),
             "val/explained_variance": 0.5 - 4 * math.exp(-step / 10) + dice.gauss(0, 0.1),
+            "scoring/failed_share": 0.05,
             "policy/clipfrac_avg": 0.1 * math.exp(-3 * part),
             "policy/approxkl_avg": 0.08 * math.exp(-5 * part),
             "policy/entropy_avg": 0.65 - 0.3 * part + dice.gauss(0, 0.02),
@@ -87,6 +88,7 @@ def test_a_long_healthy_journal_has_no_findings():
         ({"eos_rate": lambda part, z: 0.2}, "eos_rate_low"),
         ({"clipfrac_avg": lambda part, z: 0.5}, "clip_fraction_high"),
         ({"approxkl_avg": lambda part, z: 0.4}, "update_too_large"),
+        ({"failed_share": lambda part, z: 0.6}, "scoring_failed"),
         ({"scores_std": lambda part, z: math.exp(-6 * part)}, "score_spread_lost"),
     ],
 )

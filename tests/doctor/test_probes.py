@@ -15,7 +15,7 @@ from nplus.models.lm import set_dropout, set_positions
 from nplus.models.scalar import ScalarModel
 from nplus.ops.responses import contains_eos
 from nplus.recipes import recipe
-from nplus.rollout import collect, rm_scores
+from nplus.rollout import Scores, collect, rm_scores
 from nplus.stages.doctor.bounds import LOGPROB, SCORE, precision_of
 from nplus.stages.doctor.probes import (
     active_dropout,
@@ -58,7 +58,7 @@ def rolled(tiny_causal, prompts_of_lengths, uniforms_for):
             uniforms_for(prompts, 6),
             policy=policy,
             reference=policy,
-            score=lambda generation: rm_scores(scorer, generation),
+            score=lambda generation: Scores.of(rm_scores(scorer, generation)),
             eos_id=EOS,
             size=4,
             **options,
@@ -107,7 +107,8 @@ def rollout_of(mask_BR, sampled_BR, trained_BR):
     prompts = PromptBatch(tokens_BR[:, :2], torch.ones(2, 2, dtype=torch.bool), ("a", "b"))
     generation = Generation(prompts, tokens_BR, mask_BR, sampled_BR)
     zeros_B = torch.zeros(2)
-    return Rollout(generation, trained_BR, trained_BR, zeros_B, contains_eos(tokens_BR, EOS))
+    ended_B = contains_eos(tokens_BR, EOS)
+    return Rollout(generation, trained_BR, trained_BR, zeros_B, ended_B, zeros_B.long())
 
 
 def test_rows_of_a_rollout_are_without_padding(rolled):

@@ -29,7 +29,7 @@ from nplus.ops.logprobs import gather_logprobs
 from nplus.ops.losses import target_mask
 from nplus.ops.responses import contains_eos, response_mask_BR
 from nplus.records import Demonstration
-from nplus.rollout import add_values, collect, logprobs_of, rm_scores
+from nplus.rollout import Scores, add_values, collect, logprobs_of, rm_scores
 from nplus.seeding import take, uniform_grid
 from nplus.stages import ppo as ppo_stage
 from nplus.stages import reward as reward_stage
@@ -74,7 +74,7 @@ def rolled(policy, reward_model, prompts_of_lengths, uniforms_for):
             uniforms_for(prompts, R),
             policy=policy,
             reference=policy,
-            score=lambda generation: rm_scores(reward_model, generation),
+            score=lambda generation: Scores.of(rm_scores(reward_model, generation)),
             eos_id=EOS,
             size=size,
             old_logprobs=old_logprobs,
@@ -243,6 +243,7 @@ def consequences(policy, reward_model, prompts_of_lengths, stage_context):
             ref_logprobs_BR=logprobs_of(policy, generation, 1.3),
             scores_B=rm_scores(reward_model, generation),
             has_eos_B=contains_eos(tokens, EOS),
+            failed_B=torch.zeros(len(rows), dtype=torch.long),
         )
         ctx = stage_context(
             ppo={"batch_size": 5, "micro_batch_size": 1, "total_episodes": 5, "num_ppo_epochs": 1}

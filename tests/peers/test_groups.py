@@ -171,6 +171,7 @@ def of_case(each):
         reference,
         torch.tensor(each["rewards"], dtype=torch.float64),
         torch.tensor([b not in TRUNCATED for b in range(rows)]),
+        torch.zeros(rows, dtype=torch.long),
     )
     none_B = torch.zeros(rows, dtype=torch.float64)
     return GroupRollout(rollout, none_B, none_B == 0), cfg

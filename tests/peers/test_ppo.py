@@ -9,7 +9,7 @@ from nplus.config import PPOConfig
 from nplus.config.profiles import profile_tree
 from nplus.models.scalar import ScalarModel
 from nplus.ops.responses import response_mask_BR
-from nplus.rollout import add_values, collect, logprobs_of, rm_scores
+from nplus.rollout import Scores, add_values, collect, logprobs_of, rm_scores
 from nplus.stages import ppo as stage
 from nplus.training.optim import Optimizer, schedule
 
@@ -163,7 +163,7 @@ class Ours:
             torch.zeros(whole.tokens_BR.shape),
             policy=self.policy,
             reference=self.reference,
-            score=lambda g: rm_scores(self.reward, g),
+            score=lambda g: Scores.of(rm_scores(self.reward, g)),
             eos_id=EOS,
             size=64,
             old_logprobs=cfg.old_logprobs,

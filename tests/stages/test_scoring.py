@@ -1,11 +1,13 @@
 """Verifiable rewards on the road: what policies are trained on."""
 
+import re
 import sys
 
 import pytest
 import torch
 
 from nplus.evaluation.verifiable import source_of
+from nplus.findings import read_findings
 from nplus.runs.ledger import read_ledger
 from nplus.stages.context import Context
 from nplus.stages.online import score
@@ -123,3 +125,47 @@ def test_a_function_is_asked_once_a_response_whatever_the_members(road_config, t
     assert (tmp_path / "calls.txt").read_text().split("\n")[:-1] == [
         f"{name} {text}" for name in ("p", "q") for text in ("a", "b", "a")
     ]
+
+
+FAILS = """
+def fails(query, response, id):
+    raise KeyError("always")
+"""
+
+
+def test_a_function_that_always_fails_is_seen(road_config, drive, tmp_path, monkeypatch):
+    """In the journals, the results, the doctor's findings and beside the loop's scores."""
+    notes = []
+    monkeypatch.setattr(Context, "warn", lambda self, note: notes.append(note))
+    (tmp_path / "road_rewards.py").write_text(FAILS + MODULE)
+    fails = {"function": "road_rewards:fails"}
+    loop = {
+        "rounds": 1,
+        "prompts": 4,
+        "samples": 2,
+        "response_length": 48,
+        "train": {"batch": {"batch_size": 2, "micro_batch_size": 2}},
+    }
+    group = {
+        "total_episodes": 4,
+        "batch_size": 4,
+        "num_generations": 2,
+        "micro_batch_size": 2,
+        "sampling": {"response_length": 48},
+    }
+    stages = {"online": loop, "reinforce": group | {"algorithm": "rloo"}, "online_dpo": group}
+    config = road_config(scoring={"failed": 0.0, "terms": (fails,)}, **stages)
+    root = drive(config, tmp_path / "run", until="online_dpo")
+    found = root.stages()
+    for stage in ("ppo", "reinforce", "online_dpo"):
+        rows = [row["metrics"] for row in found[stage].journal_rows()]
+        assert [row["scoring/failed"] for row in rows] == [4.0] * len(rows)
+        assert [row["scoring/failed_share"] for row in rows] == [1.0] * len(rows)
+        told = found[stage].manifest().results["scoring"]
+        assert told == {"failed": 4.0 * len(rows), "failed_share": 1.0}
+        names = [each.name for each in read_findings(found[stage].journal_path, stage)]
+        assert names.count("scoring_failed") == 1
+    told = found["round1_score"].manifest().results
+    assert (told["scoring/failed"], told["scoring/failed_share"]) == (8.0, 1.0)
+    (note,) = (note for note in notes if "scoring.terms" in note)
+    assert re.fullmatch(r"round1_score\S*: 100% of the calls of scoring.terms gave no value", note)

@@ -68,6 +68,8 @@ class Rollout(Batch):
     ref_logprobs_BR: Tensor
     scores_B: Tensor
     has_eos_B: Tensor
+    failed_B: Tensor
+    """Verifiable rewards that gave no value, int64."""
 
     def __post_init__(self) -> None:
         shape = self.generation.tokens_BR.shape
@@ -75,6 +77,7 @@ class Rollout(Batch):
         check("ref_logprobs_BR", self.ref_logprobs_BR, shape)
         check("scores_B", self.scores_B, shape[:1])
         check("has_eos_B", self.has_eos_B, shape[:1], torch.bool)
+        check("failed_B", self.failed_B, shape[:1], torch.long)
 
     def __len__(self) -> int:
         return len(self.generation)

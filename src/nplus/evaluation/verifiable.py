@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nplus.records import InputError, Sample, StopError
 
@@ -42,6 +42,13 @@ def source_of(function: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
+class Answers(NamedTuple):
+    """One value a sample, and whether the function failed to give it."""
+
+    values: list[float]
+    failed: list[bool]
+
+
 @dataclass(slots=True)
 class FunctionScorer:
     """Scores by `MODULE:FUNCTION`, one response after the other.
@@ -55,13 +62,18 @@ class FunctionScorer:
     memory_mib: int = 1024
     failed: float | None = None
     """The value where there is none; None raises ScoringError."""
-    failures: int = 0
-    """Responses that got `failed`."""
     _workers: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """One value a sample. Raises InputError for a function that cannot be imported."""
-        return [self._one(sample) for sample in samples]
+        return self.answers(samples).values
+
+    def answers(self, samples: Sequence[Sample]) -> Answers:
+        """The same, and which of them are `failed`."""
+        found = [self._one(sample) for sample in samples]
+        lacking = 0.0 if self.failed is None else self.failed
+        values = [lacking if value is None else value for value in found]
+        return Answers(values, [value is None for value in found])
 
     def close(self) -> None:
         """End this process's worker."""
@@ -69,7 +81,8 @@ class FunctionScorer:
         if worker is not None:
             _end(worker)
 
-    def _one(self, sample: Sample) -> float:
+    def _one(self, sample: Sample) -> float | None:
+        """Its value; None where there is none and `failed` takes its place."""
         worker = self._worker()
         row = {"query": sample.query, "response": sample.response, "id": sample.id}
         assert worker.stdin is not None
@@ -98,8 +111,7 @@ class FunctionScorer:
                 "function, raise scoring.timeout or scoring.memory_mib, or give such responses a "
                 "value with scoring.failed=0"
             )
-        self.failures += 1
-        return self.failed
+        return None
 
     def _worker(self) -> subprocess.Popen[bytes]:
         found = self._workers.get(os.getpid())
@@ -156,9 +168,9 @@ class Term:
     at_least: float | None = None
     penalty: float = 1.0
 
-    def values(self, samples: Sequence[Sample]) -> list[float]:
+    def answers(self, samples: Sequence[Sample]) -> Answers:
         """What the scorer gives each sample."""
-        return self.scorer.score(samples)
+        return self.scorer.answers(samples)
 
     def add_to(self, totals: Sequence[float], values: Sequence[float]) -> list[float]:
         """`totals` with `values` of this term weighted, and less its penalties."""

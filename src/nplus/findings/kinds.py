@@ -292,6 +292,15 @@ KINDS = (
         "Raise ppo.kl_coef or ppo.sampling.temperature, or look at the samples.",
     ),
     Kind(
+        "scoring_failed",
+        "warning",
+        "training",
+        "Most calls of the functions in scoring.terms give no value.",
+        "They raise, take too long or too much memory, and scoring.failed stands in, so that most "
+        "responses get the same score.",
+        "Call the function on a line of samples/; raise scoring.timeout or scoring.memory_mib.",
+    ),
+    Kind(
         "loss_rising",
         "warning",
         "training",

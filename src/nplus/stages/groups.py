@@ -160,7 +160,7 @@ class Groups:
         size = cfg.rollout_micro_batch_size
         generation = generate(engine, prompts, sampling, noise_BR.to(ctx.device), size=size)
         generation = trimmed(generation) if cfg.stop_token == "eos" else untruncated(generation)
-        scores_B = scored(
+        scores_B, _ = scored(
             ctx.score_fn(self.reward_model, posts, shared=cfg.shared),
             generation,
             size=size,

@@ -31,6 +31,7 @@ from nplus.stages.keeping import Keeper
 from nplus.stages.ppo import Updated, check_kl, verdict
 from nplus.stages.refill import refilled
 from nplus.stages.scorers import Gold
+from nplus.stages.scoring import failures
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import Beside, NonFiniteLossError, update
 
@@ -186,6 +187,7 @@ class Trainer(Generic[Micro]):
         price = 0.0 if self.kl is None else self.kl.value
         hands = ctx.topology.world * (1 if self.beside is None else 2)
         minibatches, metrics = self.method.minibatches(grouped, step, price, hands)
+        metrics |= failures(int(rollout.failed_B.sum()), len(rollout) * len(ctx.terms))
         if self.gold is not None:
             metrics["objective/gold"] = self.gold.mean(posts, responses)
         clock.lap("scores")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
@@ -29,6 +29,7 @@ from nplus.stages.context import Clock, Context
 from nplus.stages.experience import Experience, prompts_of, readable
 from nplus.stages.keeping import Keeper
 from nplus.stages.scorers import Gold
+from nplus.stages.scoring import failures
 from nplus.training.optim import Optimizer, schedule
 from nplus.training.update import Beside, NonFiniteLossError, update
 
@@ -286,6 +287,7 @@ class Trainer:
         rollout = valued.rollout
         responses = texts(rollout.generation, ctx.codec.decode_response)
         batch, metrics = ppo.credit(valued, cfg, kl_coef=self.kl.value, parts=ctx.topology.world)
+        metrics |= failures(int(rollout.failed_B.sum()), len(rollout) * len(ctx.terms))
         if self.gold is not None:
             metrics["objective/gold"] = self.gold.mean(posts, responses)
         clock.lap("scores")
@@ -377,4 +379,18 @@ def verdict(where: StageDir) -> dict[str, Any]:
         "val/eos_rate",
     )
     at_first = {n: v for n, v in first.items() if n.startswith("first_minibatch/") or n in shown}
-    return {"first": at_first, "last": {n: last[n] for n in shown if n in last}}
+    return {
+        "first": at_first,
+        "last": {n: last[n] for n in shown if n in last},
+        **_of_functions(rows),
+    }
+
+
+def _of_functions(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """How many calls of verifiable rewards gave no value, of all updates; empty without any."""
+    told = [row for row in rows if "scoring/failed" in row]
+    if not told:
+        return {}
+    failed = sum(row["scoring/failed"] for row in told)
+    share = statistics.fmean(row["scoring/failed_share"] for row in told)
+    return {"scoring": {"failed": failed, "failed_share": share}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from nplus.batches import Generation
 from nplus.config import ScoringConfig
 from nplus.data.tokens import Codec
 from nplus.evaluation.verifiable import FunctionScorer, Term, source_of
+from nplus.metrics import Mean, Metric, Sum
 from nplus.models.scalar import ScalarModel
 from nplus.records import Demonstration, Sample, Scorer
-from nplus.rollout import ScoreFn, rm_scores, texts
+from nplus.rollout import ScoreFn, Scores, rm_scores, texts
 from nplus.runs import content_hash
 
 
@@ -41,18 +42,31 @@ def terms_of(cfg: ScoringConfig) -> tuple[Term, ...]:
 
 def member_scores(
     members: Sequence[Scorer], cfg: ScoringConfig, terms: Sequence[Term], samples: Sequence[Sample]
-) -> list[list[float]]:
+) -> tuple[list[list[float]], list[int]]:
     """A list of scores for each member: `cfg.reward_weight` times its own, plus those of the terms,
-    which are asked once a response, so that members differ in their own opinion alone."""
+    which are asked once a response, so that members differ in their own opinion alone. And for each
+    response how many terms gave no value."""
     weight = cfg.reward_weight
     totals = [
         [weight * value for value in member.score(samples)] if weight else [0.0] * len(samples)
         for member in members
     ]
+    failed = [0] * len(samples)
     for term in terms:
-        values = term.values(samples)
-        totals = [term.add_to(of_one, values) for of_one in totals]
-    return totals
+        found = term.answers(samples)
+        totals = [term.add_to(of_one, found.values) for of_one in totals]
+        failed = [count + one for count, one in zip(failed, found.failed, strict=True)]
+    return totals, failed
+
+
+def failures(failed: int, calls: int) -> dict[str, Metric]:
+    """How many of the functions' calls gave no value; nothing where no function is called."""
+    if not calls:
+        return {}
+    return {
+        "scoring/failed": Sum(float(failed)),
+        "scoring/failed_share": Mean(float(failed), float(calls)),
+    }
 
 
 def score_fn(
@@ -73,20 +87,20 @@ def score_fn(
         return rm_scores(reward_model, generation, shared)
 
     if cfg.plain:
-        return learned
+        return lambda generation: Scores.of(learned(generation))
     queries = {post.id: post.query for post in posts}
     return lambda generation: _scores(learned, cfg, terms, queries, codec, generation)
 
 
 def _scores(
-    learned: ScoreFn,
+    learned: Callable[[Generation], Tensor],
     cfg: ScoringConfig,
     terms: Sequence[Term],
     queries: Mapping[str, str],
     codec: Codec,
     generation: Generation,
-) -> Tensor:
-    """[B]: the weighted sum, in the reward model's precision."""
+) -> Scores:
+    """The weighted sum, in the reward model's precision."""
     base_B = learned(generation) if cfg.reward_weight else None
     written = texts(generation, codec.decode_response)
     samples = [
@@ -94,8 +108,12 @@ def _scores(
         for id, text in zip(generation.prompts.keys, written, strict=True)
     ]
     totals = [0.0] * len(samples)
+    failed_B = torch.zeros(len(samples), dtype=torch.long)
     for term in terms:
-        totals = term.add_to(totals, term.values(samples))
+        found = term.answers(samples)
+        totals = term.add_to(totals, found.values)
+        failed_B += torch.tensor(found.failed)
     device = generation.tokens_BR.device
     totals_B = torch.tensor(totals, dtype=torch.float32, device=device)
-    return totals_B if base_B is None else cfg.reward_weight * base_B + totals_B
+    sums_B = totals_B if base_B is None else cfg.reward_weight * base_B + totals_B
+    return Scores(sums_B, failed_B.to(device))

@@ -10,6 +10,8 @@ products are reduced. Measured between generation and training forward: 7e-6 in 
 bfloat16 (Detail B4, "Putting RL back in RLHF"); log-probs are float32 even in a float64 model."""
 SCORE = {"float64": 1e-5, "float32": 1e-3, "products": 5e-2, "bfloat16": 5e-2}
 """Difference of a score, in the unit of `models.golden.Golden.scale`."""
+MANY_FAILED = 0.5
+"""Share of a verifiable reward's calls without a value above which it is no reward."""
 
 
 def precision_of(config: RunConfig, autocast: str = "none") -> str:

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from nplus.findings import Finding, found
-from nplus.stages.doctor.bounds import LOGPROB
+from nplus.stages.doctor.bounds import LOGPROB, MANY_FAILED
 from nplus.stages.doctor.windows import (
     LEAST,
     SIGMAS,
@@ -276,6 +276,19 @@ def score_spread_lost(columns: Columns) -> Finding | None:
     )
 
 
+def scoring_failed(columns: Columns) -> Finding | None:
+    """More than a half, from the first update on."""
+    share = known_of(columns, "scoring/failed_share", 1)
+    if share is None or mean_of(share[-WINDOW:]) <= MANY_FAILED:
+        return None
+    now = mean_of(share[-WINDOW:])
+    return found(
+        "scoring_failed",
+        f"{now:.0%} of the calls of the last {min(WINDOW, len(share))} updates",
+        share=now,
+    )
+
+
 # --- supervised stages --------------------------------------------------------------------------
 
 
@@ -347,6 +360,7 @@ PPO: tuple[Monitor, ...] = (
     clip_fraction_high,
     update_too_large,
     score_spread_lost,
+    scoring_failed,
 )
 MONITORS: Mapping[str, tuple[Monitor, ...]] = {
     "pretrain": (loss_rising,),
@@ -355,7 +369,14 @@ MONITORS: Mapping[str, tuple[Monitor, ...]] = {
     "reward": (loss_rising, reward_at_chance),
     "ppo": PPO,
     "reinforce": tuple(monitor for monitor in PPO if monitor is not value_useless),
-    "online_dpo": (kl_negative, kl_large, reward_hacking, length_hacking, eos_rate_low),
+    "online_dpo": (
+        kl_negative,
+        kl_large,
+        reward_hacking,
+        length_hacking,
+        eos_rate_low,
+        scoring_failed,
+    ),
 }
 ROUND = re.compile(r"round\d+")
 """Stages of the online loop; those that train do so as DPO does."""

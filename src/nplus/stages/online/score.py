@@ -8,14 +8,16 @@ from typing import Any
 
 from nplus.algorithms.pairing import Matches, knock_out
 from nplus.config.run import reward_stages
+from nplus.metrics import values
 from nplus.records import InputError, Sample, Scorer
 from nplus.runs import StageDir
 from nplus.runs.pieces import Pieces, read_pieces
 from nplus.stages.context import Context
+from nplus.stages.doctor.bounds import MANY_FAILED
 from nplus.stages.online.common import scorer_hash, settings, weights_hash
 from nplus.stages.preference import PairwiseModel
 from nplus.stages.scorers import RewardScorer
-from nplus.stages.scoring import member_scores
+from nplus.stages.scoring import failures, member_scores
 
 Row = dict[str, Any]
 """What is known of a prompt's responses."""
@@ -91,18 +93,23 @@ def run(where: StageDir, ctx: Context, drawn: StageDir) -> dict[str, Any]:
                 found = [row | more for row, more in zip(found, judge(piece), strict=True)]
             file.add(found)
             ticker.tick()
-    return {"prompts": len(rows), "members": len(scorers)}
+    calls = sum(len(row["responses"]) for row in rows) * len(ctx.terms)
+    told = values(failures(sum(row.get("failed", 0) for row in read_pieces(where.scores)), calls))
+    if (share := told.get("scoring/failed_share", 0.0)) > MANY_FAILED:
+        ctx.warn(f"{where.path.name}: {share:.0%} of the calls of scoring.terms gave no value")
+    return {"prompts": len(rows), "members": len(scorers), **told}
 
 
 def scored(piece: list[Row], scorers: dict[str, Scorer], ctx: Context) -> list[Row]:
     """The scores of a piece: for each prompt, a list for each member."""
     samples = [Sample(row["id"], row["query"], text) for row in piece for text in row["responses"]]
     opinions = list(scorers.values())
-    members = member_scores(opinions, ctx.config.scoring, ctx.terms, samples)
+    members, failed = member_scores(opinions, ctx.config.scoring, ctx.terms, samples)
     found, at = [], 0
     for row in piece:
         upto = at + len(row["responses"])
         scores = [member[at:upto] for member in members]
-        found.append({"id": row["id"], "scorer_hashes": list(scorers), "member_scores": scores})
+        scored_row = {"id": row["id"], "scorer_hashes": list(scorers), "member_scores": scores}
+        found.append(scored_row | ({"failed": sum(failed[at:upto])} if ctx.terms else {}))
         at = upto
     return found
