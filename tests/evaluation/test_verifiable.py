@@ -152,7 +152,8 @@ def test_what_a_function_left_behind_ends_with_the_worker(scorer):
 
 
 RUN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 sys.path.insert(0, sys.argv[2])
 from nplus.evaluation.verifiable import FunctionScorer
 from nplus.records import Sample

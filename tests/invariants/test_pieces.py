@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from nplus.batches import Generation
-from nplus.rollout import ROWS_ON_CPU, WIDTH_MULTIPLE, _in_pieces, spare_columns
+from nplus.rollout import (
+    ROWS_ON_CPU,
+    WIDTH_MULTIPLE,
+    Scores,
+    _in_pieces,
+    scored,
+    spare_columns,
+)
 
 ROWS, P, R = 40, 50, 9
 
@@ -27,14 +34,15 @@ def test_every_result_stands_at_its_row(generation, positions):
     def sums(piece):
         tokens_BT, mask_BT = piece.sequences()
         seen.append(tuple(tokens_BT.shape))
-        return (tokens_BT * mask_BT).sum(1)
+        return Scores((tokens_BT * mask_BT).sum(1), piece.tokens_BR[:, 0])
 
     def ends(piece):
         return piece.tokens_BR * piece.response_mask_BR
 
     tokens_BT, mask_BT = generation.sequences()
-    found_B = _in_pieces(sums, generation, 64, positions)
-    assert torch.equal(found_B, (tokens_BT * mask_BT).sum(1))
+    found = scored(sums, generation, size=64, positions=positions)
+    assert torch.equal(found.scores_B, (tokens_BT * mask_BT).sum(1))
+    assert torch.equal(found.failed_B, generation.tokens_BR[:, 0])
     assert torch.equal(_in_pieces(ends, generation, 64, positions), ends(generation))
     assert max(rows for rows, _ in seen) == ROWS_ON_CPU
     widths = [width for _, width in seen]

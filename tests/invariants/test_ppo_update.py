@@ -10,7 +10,7 @@ from nplus.batches import PPOBatch, PromptBatch
 from nplus.config import SamplingConfig
 from nplus.engines.kv import KVEngine
 from nplus.models.scalar import ScalarModel
-from nplus.rollout import add_values, collect, generate, trimmed
+from nplus.rollout import Scores, add_values, collect, generate, trimmed
 from nplus.seeding import epoch_order
 from nplus.stages import ppo as ppo_stage
 from nplus.training.optim import Optimizer
@@ -52,7 +52,9 @@ def rollout_of(models, uniforms_for):
             uniforms_for(prompts, R),
             policy=policy,
             reference=reference,
-            score=lambda generation: reward_model.scores(*generation.sequences()).detach(),
+            score=lambda generation: Scores.of(
+                reward_model.scores(*generation.sequences()).detach()
+            ),
             eos_id=EOS,
             size=size,
         )

@@ -10,7 +10,7 @@ from nplus.engines.kv import KVEngine
 from nplus.models import scalar as scalar_module
 from nplus.models.scalar import ScalarModel
 from nplus.records import InputError
-from nplus.rollout import add_values, collect
+from nplus.rollout import Scores, add_values, collect
 from nplus.runs import StageDir
 from nplus.seeding import stream
 from nplus.stages import ppo as ppo_stage
@@ -230,7 +230,7 @@ def trained(tiny_causal, stage_context, prompts_of_lengths, uniforms_for):
                 uniforms_for(prompts, width, f"learning {step}"),
                 policy=policy,
                 reference=reference,
-                score=score,
+                score=lambda generation: Scores.of(score(generation)),
                 eos_id=EOS,
                 size=rows,
             )

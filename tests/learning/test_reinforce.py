@@ -10,7 +10,7 @@ from nplus.config.relatives import ALGORITHMS
 from nplus.engines.kv import KVEngine
 from nplus.engines.mixture import mixture_engine
 from nplus.models.scalar import ScalarModel
-from nplus.rollout import collect, generate
+from nplus.rollout import Scores, collect, generate
 from nplus.stages.drawing import noise
 from nplus.stages.groups import GREEDY
 from nplus.stages.on_policy import Trainer
@@ -66,7 +66,7 @@ def trained(tiny_causal, stage_context, prompts_of_lengths):
                 noise(*uniforms),
                 policy=policy,
                 reference=reference,
-                score=rule,
+                score=lambda generation: Scores.of(rule(generation)),
                 eos_id=EOS,
                 size=ROWS,
             )

@@ -213,6 +213,12 @@ OTHER = {
     "choose": ("last", "online"),
 }
 """Another value of each setting, and a stage whose key has to change with it."""
+BESIDE = {
+    "aggregate": {"scorer": "ensemble"},
+    "length_unit": {"length_penalty": 0.1},
+    "offline_pairs": {"history": "offline-mix"},
+}
+"""What a setting needs to be read."""
 
 
 def test_every_setting_has_another_value_here():
@@ -223,7 +229,7 @@ def test_every_setting_has_another_value_here():
 def test_a_key_covers_every_setting(loop_config, road_config, field):
     """A setting that no key covers would take the results of another run for its own."""
     value, stage = OTHER[field]
-    beside = {"history": "offline-mix"} if field == "offline_pairs" else {}
+    beside = BESIDE.get(field, {})
     keys = []
     for changed in ({}, {field: value}):
         config = loop_config(reward=two_members(road_config), **beside, **changed)
