@@ -72,6 +72,7 @@ def _loop(train: DPOConfig) -> OnlineConfig:
         response_length=RESPONSE_LENGTH,
         micro_batch_size=128,
         piece=256,
+        missing_eos_penalty=1.0,
         valid_prompts=100,
         choose="last",
         train=train,
