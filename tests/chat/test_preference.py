@@ -10,7 +10,7 @@ from talk import CHATML, chat_config, make_tokenizer, turns
 
 from nplus.data.collate import token_batch
 from nplus.data.comparisons import fit_comparisons
-from nplus.data.conversations import preference
+from nplus.data.conversations import Message, preference
 from nplus.data.preference import BEFORE, chosen_first, letter_ids, letter_rows
 from nplus.data.tokens import Codec
 from nplus.records import Comparison
@@ -77,19 +77,22 @@ def test_both_orders_sum_to_one(comparisons: list[Comparison], judge: PairwiseMo
         assert one != pytest.approx(0.5, abs=1e-9)
 
 
-def test_the_prompt_is_the_conversation_and_then_text(
+def test_the_comparison_is_one_turn_of_the_user(
     codec: Codec, comparisons: list[Comparison]
 ) -> None:
-    """BOS as often as the template writes it; the comparison itself holds no special token."""
-    vocab = codec.tokenizer.get_vocab()
-    special = {vocab[name] for name in codec.tokenizer.all_special_tokens}
+    """The conversation stands in it as a transcript, and the assistant speaks next."""
+    assert codec.chat is not None
+    opened, closed = codec.chat.prompt([Message("user", "?")]).split("?")
     for n, (row, (prompt, _)) in enumerate(
         zip(comparisons, letter_rows(codec, comparisons, SEED), strict=True)
     ):
-        query = codec.encode_query(row.query)
-        assert prompt[: len(query)] == query
-        assert prompt.count(vocab["<s>"]) == row.query.count("<s>")
-        behind = prompt[len(query) :]
-        assert not special & {*behind}
+        transcript = row.query.replace("<|im_end|>", "\n")
+        for name in codec.tokenizer.all_special_tokens:
+            transcript = transcript.replace(name, "")
+        for name in ("<|im_start|>", "<s>"):
+            transcript = transcript.replace(name, "")
         first, second = sides(row, n)
-        assert codec.decode(behind) == f"{BEFORE[0]}{first}{BEFORE[1]}{second}{BEFORE[2]}"
+        asked = f"{transcript}{BEFORE[0]}{first}{BEFORE[1]}{second}{BEFORE[2]}"
+        found = codec.tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
+        assert found == f"{opened}{asked}{closed}"
+        assert all(said in transcript for said in TALKS[n % len(TALKS)])

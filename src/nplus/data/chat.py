@@ -92,6 +92,11 @@ class ChatFormat:
         return int(self.tokenizer.convert_tokens_to_ids(self.end))
 
     @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that no text is read as."""
+        return frozenset(self.tokenizer.convert_tokens_to_ids([*self._markers]))
+
+    @cached_property
     def _markers(self) -> tuple[str, ...]:
         return _specials(self.tokenizer)
 

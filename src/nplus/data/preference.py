@@ -1,7 +1,8 @@
 """Two responses in one prompt, and the letter of the better one (arXiv 2405.07863, section 2.2).
 
 The prompt ends where the letter begins, in training and in reading alike: no header comes between
-that one of them would know and the other not.
+that one of them would know and the other not. On conversations the whole comparison is one turn of
+the user, the conversation in it as a transcript, and the letter is what the assistant says.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from nplus.data.conversations import Message
 from nplus.data.tokens import Codec
 from nplus.records import Comparison, InputError
 from nplus.seeding import uniforms
@@ -42,11 +44,39 @@ def pair_prompts(
     """Ids of each query with two responses, the first as A. Parts are joined by ids, so that a
     text that holds a marker of the template stays text."""
     head, second, ask = (codec.encode(part) for part in BEFORE)
-    asked = codec.encode_queries(queries)
+    opened, closed = _turn(codec)
+    asked = _transcripts(codec, queries)
     texts = codec.encode_batch([text.strip() for pair in pairs for text in pair])
     return [
-        [*query, *head, *texts[2 * i], *second, *texts[2 * i + 1], *ask]
+        [*opened, *query, *head, *texts[2 * i], *second, *texts[2 * i + 1], *ask, *closed]
         for i, query in enumerate(asked)
+    ]
+
+
+def _turn(codec: Codec) -> tuple[list[int], list[int]]:
+    """What the chat template writes before and after a user's only turn, up to where the assistant
+    speaks; nothing without a template."""
+    if codec.chat is None:
+        return [], []
+    content = "X"
+    opened, _, closed = codec.chat.prompt([Message("user", content)]).rpartition(content)
+    return codec.encode_query(opened), codec.encode_query(closed + codec.chat.before)
+
+
+def _transcripts(codec: Codec, queries: Sequence[str]) -> list[list[int]]:
+    """Ids of each query; of a conversation without special tokens, each turn's end a new line."""
+    found = codec.encode_queries(queries)
+    if codec.chat is None:
+        return found
+    chat, line = codec.chat, codec.encode("\n")
+    return [
+        [
+            piece
+            for token in ids
+            for piece in (line if token == chat.end_id else [token])
+            if piece not in chat.special_ids
+        ]
+        for ids in found
     ]
 
 

@@ -61,7 +61,7 @@ VERSIONS = {
     "sft": 1,
     "sample": 1,
     "label": 5,
-    "preference": 1,
+    "preference": 2,
     "reward": 2,
     "ppo": 1,
     "reinforce": 1,
