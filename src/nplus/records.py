@@ -276,24 +276,16 @@ def _kind(value: object) -> str:
     return "null" if value is None else type(value).__name__
 
 
-def _two_texts(value: object) -> bool:
-    return (
+def _two(kind: type) -> Callable[[object], bool]:
+    return lambda value: (
         isinstance(value, tuple)
         and len(value) == 2
-        and all(isinstance(part, str) for part in value)
+        and all(isinstance(part, kind) for part in value)
     )
 
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _two_flags(value: object) -> bool:
-    return (
-        isinstance(value, tuple)
-        and len(value) == 2
-        and all(isinstance(part, bool) for part in value)
-    )
 
 
 _KINDS: Mapping[str, Callable[[object], bool]] = {
@@ -304,8 +296,8 @@ _KINDS: Mapping[str, Callable[[object], bool]] = {
     "float": lambda value: value is None or _whole(value) or isinstance(value, float),
     "float | None": lambda value: value is None or _whole(value) or isinstance(value, float),
     "bool": lambda value: isinstance(value, bool),
-    "tuple[str, str]": _two_texts,
-    "tuple[bool, bool]": _two_flags,
+    "tuple[str, str]": _two(str),
+    "tuple[bool, bool]": _two(bool),
     "tuple[str, ...]": lambda value: isinstance(value, tuple),
     "tuple[tuple[int, int], ...]": lambda value: (
         isinstance(value, tuple)

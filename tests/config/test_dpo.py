@@ -52,9 +52,9 @@ def test_every_loss_can_be_chosen(kind):
         ({"simpo_gamma_ratio": 1.0}, ("simpo_gamma_ratio=1.0", "only simpo")),
         ({"margin_scale": 2.0}, ("margin_scale=2.0", "soft_tv")),
         ({"undesirable_weight": 2.0}, ("undesirable_weight=2.0", "only kto")),
-        ({"f_alpha": 0.5}, ("f_alpha=0.5", "f_divergence=reverse_kl", "f_divergence=alpha")),
-        ({"rpo_nll": "sum"}, ("rpo_nll=sum", "rpo_alpha=None", "as in rpo_alpha=1.0")),
-        ({"xpo_policy": "sft"}, ("xpo_policy=sft", "xpo_alpha=0.0", "as in xpo_alpha=1e-05")),
+        ({"f_alpha": 0.5}, ("f_alpha=0.5", "f_divergence=reverse_kl", "set f_divergence=alpha,")),
+        ({"rpo_nll": "sum"}, ("rpo_nll=sum", "rpo_alpha=None", "set rpo_alpha=1.0,")),
+        ({"xpo_policy": "sft"}, ("xpo_policy=sft", "xpo_alpha=0.0", "set xpo_alpha=1e-05,")),
         (
             {"loss_type": "ipo", "ipo_length": "mean", "rdpo_alpha": 0.1},
             ("rdpo_alpha=0.1", "ipo_length=mean", "set ipo_length=sum"),

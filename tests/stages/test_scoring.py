@@ -14,6 +14,21 @@ from nplus.stages.online import score
 
 MODULE = "def length(query, response, id):\n    return len(response)\n"
 TERM = {"function": "road_rewards:length", "weight": 0.5, "at_least": 40, "penalty": 100.0}
+LOOP = {
+    "rounds": 1,
+    "prompts": 4,
+    "samples": 2,
+    "response_length": 48,
+    "train": {"batch": {"batch_size": 2, "micro_batch_size": 2}},
+}
+GROUP = {
+    "total_episodes": 4,
+    "batch_size": 4,
+    "num_generations": 2,
+    "micro_batch_size": 2,
+    "sampling": {"response_length": 48},
+}
+RLOO = GROUP | {"algorithm": "rloo"}
 
 
 @pytest.fixture(autouse=True)
@@ -28,22 +43,7 @@ def expected(text):
 
 def test_policies_are_trained_on_the_sum(road_config, drive, tmp_path):
     scoring = {"reward_weight": 0.0, "terms": (TERM,)}
-    loop = {
-        "rounds": 1,
-        "prompts": 4,
-        "samples": 2,
-        "response_length": 48,
-        "train": {"batch": {"batch_size": 2, "micro_batch_size": 2}},
-    }
-    reinforce = {
-        "algorithm": "rloo",
-        "total_episodes": 4,
-        "batch_size": 4,
-        "num_generations": 2,
-        "micro_batch_size": 2,
-        "sampling": {"response_length": 48},
-    }
-    config = road_config(scoring=scoring, online=loop, reinforce=reinforce)
+    config = road_config(scoring=scoring, online=LOOP, reinforce=RLOO)
     root = drive(config, tmp_path / "run", until="reinforce")
     for path in root.ledgers():
         for row in read_ledger(path):
@@ -139,21 +139,7 @@ def test_a_function_that_always_fails_is_seen(road_config, drive, tmp_path, monk
     monkeypatch.setattr(Context, "warn", lambda self, note: notes.append(note))
     (tmp_path / "road_rewards.py").write_text(FAILS + MODULE)
     fails = {"function": "road_rewards:fails"}
-    loop = {
-        "rounds": 1,
-        "prompts": 4,
-        "samples": 2,
-        "response_length": 48,
-        "train": {"batch": {"batch_size": 2, "micro_batch_size": 2}},
-    }
-    group = {
-        "total_episodes": 4,
-        "batch_size": 4,
-        "num_generations": 2,
-        "micro_batch_size": 2,
-        "sampling": {"response_length": 48},
-    }
-    stages = {"online": loop, "reinforce": group | {"algorithm": "rloo"}, "online_dpo": group}
+    stages = {"online": LOOP, "reinforce": RLOO, "online_dpo": GROUP}
     config = road_config(scoring={"failed": 0.0, "terms": (fails,)}, **stages)
     root = drive(config, tmp_path / "run", until="online_dpo")
     found = root.stages()

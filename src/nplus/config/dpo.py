@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nplus.config.base import Config
+from nplus.config.base import Config, unread
 from nplus.config.optim import BatchConfig, OptimConfig
 
 LossType = Literal[
@@ -133,18 +133,18 @@ class DPOConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        given = {
-            "f_alpha": ("f_divergence", self.f_divergence == "alpha", "alpha"),
-            "rpo_nll": ("rpo_alpha", self.rpo_alpha or self.loss_type in ("orpo", "cpo"), 1.0),
-            "xpo_policy": ("xpo_alpha", self.xpo_alpha, 1e-5),
+        nll = self.rpo_alpha or self.loss_type in ("orpo", "cpo")
+        readers = {
+            "f_alpha": (
+                self.f_divergence == "alpha",
+                f"f_divergence={self.f_divergence}",
+                "f_divergence=alpha",
+            ),
+            "rpo_nll": (nll, f"rpo_alpha={self.rpo_alpha}", "rpo_alpha=1.0"),
+            "xpo_policy": (self.xpo_alpha, f"xpo_alpha={self.xpo_alpha}", "xpo_alpha=1e-05"),
         }
-        for key, (other, is_read, mend) in given.items():
-            default = type(self).model_fields[key].default
-            if getattr(self, key) != default and not is_read:
-                raise ValueError(
-                    f"{key}={getattr(self, key)} with {other}={getattr(self, other)}: nothing "
-                    f"reads it; set {other}, as in {other}={mend}, or {key}={default}"
-                )
+        for problem in unread(self, readers):
+            raise ValueError(problem)
         changes: dict[str, Any] = {
             "f_divergence": "reverse_kl",
             "rdpo_alpha": 0.0,

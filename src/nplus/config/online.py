@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from nplus.config.base import Config
+from nplus.config.base import Config, unread
 from nplus.config.dpo import SOFT, DPOConfig
 from nplus.config.optim import BatchConfig, OptimConfig
 
@@ -113,8 +113,9 @@ class OnlineConfig(Config):
     """Score taken off a response that was cut off at `response_length`."""
     mask_truncated_completions: bool = False
     """Responses that were cut off take no part in a pair. They are few, but mostly the worst of
-    their prompt, so that `best_worst` makes them the rejected side of many pairs, which then teach
-    to end and little else. A prompt with fewer than two others is left out."""
+    their prompt, so that `best_worst` makes them the rejected side of many pairs; without those
+    nothing holds them down, and their share may grow from round to round. A prompt with fewer than
+    two others is left out."""
     pairing: Pairing = "best_worst"
     """Which two responses make a pair, by penalised score: best against worst, against the second
     best, or against another at random; the first two drawn; the best of the first source against
@@ -158,16 +159,12 @@ class OnlineConfig(Config):
 
     @model_validator(mode="after")
     def _read(self) -> Self:
-        read = {
+        readers = {
             "aggregate": (self.scorer == "ensemble", f"scorer={self.scorer}", "scorer=ensemble"),
             "length_unit": (self.length_penalty, "length_penalty=0", "length_penalty=0.001"),
         }
-        for key, (is_read, other, mend) in read.items():
-            value, default = getattr(self, key), type(self).model_fields[key].default
-            if value != default and not is_read:
-                raise ValueError(
-                    f"{key}={value} with {other}: nothing reads it; set {mend}, or {key}={default}"
-                )
+        for problem in unread(self, readers):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from nplus.config.base import unread
 from nplus.config.groups import GroupConfig
 from nplus.config.ppo import steering_contradictions
 from nplus.config.relatives import ALGORITHMS, AlgorithmName, algorithm_tree
@@ -125,25 +126,17 @@ class ReinforceConfig(GroupConfig):
 
 def contradictions(cfg: ReinforceConfig) -> list[str]:
     """Settings that cannot both be meant, each with the mend."""
-    return [*_of_groups(cfg), *_of_draws(cfg), *_of_the_loss(cfg), *_unread(cfg)]
+    return [*_of_groups(cfg), *_of_draws(cfg), *_of_the_loss(cfg), *_of_readers(cfg)]
 
 
-def _unread(cfg: ReinforceConfig) -> list[str]:
-    """Of keys that nothing reads, and that are not at their default."""
-    read = {
+def _of_readers(cfg: ReinforceConfig) -> list[str]:
+    readers = {
         "mixture_coef": (cfg.signal == "preference", f"signal={cfg.signal}", "signal=preference"),
         "overlong_penalty": (cfg.overlong_share, "overlong_share=null", "overlong_share=0.2"),
         "kl_credit": (cfg.kl_in == "reward", f"kl_in={cfg.kl_in}", "kl_in=reward"),
         "use_bias_correction_kl": (cfg.kl_in == "loss", f"kl_in={cfg.kl_in}", "kl_in=loss"),
     }
-    found = []
-    for key, (is_read, other, mend) in read.items():
-        value, default = getattr(cfg, key), type(cfg).model_fields[key].default
-        if value != default and not is_read:
-            found.append(
-                f"{key}={value} with {other}: nothing reads it; set {mend}, or {key}={default}"
-            )
-    return found
+    return list(unread(cfg, readers))
 
 
 def _of_groups(cfg: ReinforceConfig) -> list[str]:

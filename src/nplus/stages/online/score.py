@@ -93,11 +93,19 @@ def run(where: StageDir, ctx: Context, drawn: StageDir) -> dict[str, Any]:
                 found = [row | more for row, more in zip(found, judge(piece), strict=True)]
             file.add(found)
             ticker.tick()
-    calls = sum(len(row["responses"]) for row in rows) * len(ctx.terms)
-    told = values(failures(sum(row.get("failed", 0) for row in read_pieces(where.scores)), calls))
-    if (share := told.get("scoring/failed_share", 0.0)) > MANY_FAILED:
+    return {"prompts": len(rows), "members": len(scorers), **_failed(where, ctx)}
+
+
+def _failed(where: StageDir, ctx: Context) -> dict[str, float]:
+    """How often a function of `scoring.terms` gave no value; nothing where there is none."""
+    if not ctx.terms:
+        return {}
+    rows = read_pieces(where.scores)
+    calls = sum(len(row["member_scores"][0]) for row in rows) * len(ctx.terms)
+    told = values(failures(sum(row["failed"] for row in rows), calls))
+    if (share := told["scoring/failed_share"]) > MANY_FAILED:
         ctx.warn(f"{where.path.name}: {share:.0%} of the calls of scoring.terms gave no value")
-    return {"prompts": len(rows), "members": len(scorers), **told}
+    return told
 
 
 def scored(piece: list[Row], scorers: dict[str, Scorer], ctx: Context) -> list[Row]:
