@@ -115,6 +115,12 @@ SYNTAX = [
     setting("budget.gpu=tpu", says=("budget.gpu='tpu'", "a100-80gb"), command="check"),
     setting("online.train.beta=0", says=("online.train.beta=0",), command="iterate"),
     setting("scoring.terms=[{function: x}]", says=("MODULE:FUNCTION",), command="iterate"),
+    setting("scoring.terms=[{weight: 2}]", says=("name one of the two",), command="iterate"),
+    setting(
+        "scoring.terms=[{reward_model: none}]",
+        says=("scoring.terms: reward_model", "none: no such directory"),
+        command="iterate",
+    ),
     setting("scoring.reward_weight=0", says=("without terms",), command="iterate"),
     setting("kl_coef=1", says=("did you mean ppo.kl_coef or reinforce.kl_coef?",)),
     setting("ppo.kl_coef.x=1", says=("unknown key ppo.kl_coef.x",)),

@@ -210,7 +210,7 @@ def _run(
     from nplus.stages.grid import JobKilledError
     from nplus.stages.road import VERSIONS, preflight
 
-    for model in {(c.model, c.tokenizer): c for c in configs.values()}.values():
+    for model in {(c.model, c.tokenizer, c.scoring): c for c in configs.values()}.values():
         preflight(model)
     console = Console()
     jobs = jobs or _jobs_for(configs)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from nplus.records import InputError, Sample, StopError
 
@@ -159,11 +159,17 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
     worker.wait()
 
 
+class Answering(Protocol):
+    """Scores samples, and says where it has no value."""
+
+    def answers(self, samples: Sequence[Sample]) -> Answers: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Term:
     """A scorer in a sum: its weight, and the least value that costs nothing."""
 
-    scorer: FunctionScorer
+    scorer: Answering
     weight: float = 1.0
     at_least: float | None = None
     penalty: float = 1.0

@@ -295,8 +295,8 @@ KINDS = (
         "scoring_failed",
         "warning",
         "training",
-        "Most calls of the functions in scoring.terms give no value.",
-        "They raise, take too long or too much memory, and scoring.failed stands in, so that most "
+        "Most calls of scoring.terms give no value.",
+        "Functions raise, take too long or too much memory, and scoring.failed stands in, so that most "
         "responses get the same score.",
         "Call the function on a line of samples/; raise scoring.timeout or scoring.memory_mib.",
     ),

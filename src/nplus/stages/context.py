@@ -24,11 +24,11 @@ from nplus.models.critic import SharedCritic
 from nplus.models.files import load_causal_lm, save_causal_lm
 from nplus.models.lm import set_dropout, set_positions
 from nplus.models.scalar import ScalarModel
-from nplus.records import Demonstration
+from nplus.records import Demonstration, InputError
 from nplus.rollout import ScoreFn
 from nplus.runs import StageDir, Stop
 from nplus.stages.doctor.watch import Watch
-from nplus.stages.scorers import Gold
+from nplus.stages.scorers import Gold, RewardScorer
 from nplus.stages.scoring import score_fn, terms_of
 
 READ_AT = {"eos": 0, "before_eos": 1}
@@ -64,8 +64,19 @@ class Context:
 
     @cached_property
     def terms(self) -> tuple[Term, ...]:
-        """The verifiable rewards of the run."""
-        return terms_of(self.config.scoring)
+        """The rewards of the run beside its reward model."""
+        return terms_of(self.config.scoring, self._reward_of_another)
+
+    def _reward_of_another(self, folder: Path) -> RewardScorer:
+        """The reward model in `folder`, which comes from outside the run."""
+        own, other = self.codec.tokenizer, Codec.load(folder).tokenizer
+        if own.get_vocab() != other.get_vocab():
+            raise InputError(
+                f"scoring.terms: reward_model: {folder}: has another tokenizer than the run; name "
+                "a reward model with the run's"
+            )
+        shared = self.config.reward.layout == "shared"
+        return RewardScorer(self.scalar(folder).eval(), self.codec, shared=shared)
 
     def score_fn(
         self, reward_model: ScalarModel, posts: Sequence[Demonstration], *, shared: bool = False

@@ -26,6 +26,7 @@ from nplus.runs import (
     Stop,
     alone_in,
     content_hash,
+    key_of,
     told_of_refusals,
 )
 from nplus.seeding import stream
@@ -50,7 +51,7 @@ from nplus.stages.copying import require_copying
 from nplus.stages.doctor.watch import Watch
 from nplus.stages.online import prompts, steps
 from nplus.stages.ranks import Follower, dismiss, lead, telling
-from nplus.stages.scoring import scoring_key
+from nplus.stages.scoring import require_terms, scoring_key
 from nplus.stages.systems import POLICIES
 from nplus.stages.tuning.settle import Settled, settle
 
@@ -157,7 +158,7 @@ def stage_config(name: str, config: RunConfig) -> dict[str, Any]:
 
 def outside_inputs(config: RunConfig, stage: str | None = None) -> dict[str, str]:
     """Files that the stages `data` and `prompts`, or one of them, read, by content, so that a
-    changed file is a changed run."""
+    changed file is a changed run; of all stages, the rewards beside the reward model too."""
     data = config.data
     sources: dict[str, str | None] = {}
     if stage in (None, "data"):
@@ -167,7 +168,7 @@ def outside_inputs(config: RunConfig, stage: str | None = None) -> dict[str, str
         sources["prompts"] = config.online.prompts_data
     paths = {role: Path(source).expanduser() for role, source in sources.items() if source}
     try:
-        return {
+        found = {
             role: f"{path}:{content_hash(path)}"
             for role, path in paths.items()
             if path.is_file() or path.is_dir()  # never a pipe or a device, which has no end
@@ -177,15 +178,19 @@ def outside_inputs(config: RunConfig, stage: str | None = None) -> dict[str, str
             f"{error.filename or ', '.join(map(str, paths.values()))}: cannot read it "
             f"({error.strerror}); name a file or folder that can be read"
         ) from error
+    if stage is None and not config.scoring.plain:
+        found["scoring"] = key_of(scoring_key(config.scoring))
+    return found
 
 
 def preflight(config: RunConfig) -> None:
-    """Look at the loop's prompts, model, tokenizer and judge before any work; InputError names what
-    is wrong. (The stage `data` comes first anyway, and looks at the rest.)"""
+    """Look at rewards, the loop's prompts, model, tokenizer and judge before any work; InputError
+    names what is wrong. (The stage `data` comes first anyway, and looks at the rest.)"""
     disable_progress_bar()  # ours shows the steps; transformers' shows each file
     verdicts = ("evaluate", "curve", Step(steps.BASE, "validate").name)
     if config.evaluate.judge == "llm" and any(name in config.stage_names() for name in verdicts):
         require_judge(config.judge)
+    require_terms(config.scoring)
     if "prompts" in config.stage_names():
         prompts.rows_of(config)
     if config.model.size is not None:

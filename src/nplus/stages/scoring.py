@@ -1,43 +1,131 @@
-"""The score that policies are trained on: the reward model's, with verifiable rewards beside it."""
+"""The score that policies are trained on: the reward model's, with other rewards beside it."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nplus.batches import Generation
-from nplus.config import ScoringConfig
+from nplus.config import ScoringConfig, TermConfig
 from nplus.data.tokens import Codec
-from nplus.evaluation.verifiable import FunctionScorer, Term, source_of
+from nplus.evaluation.verifiable import (
+    Answering,
+    Answers,
+    FunctionScorer,
+    ScoringError,
+    Term,
+    source_of,
+)
 from nplus.metrics import Mean, Metric, Sum
 from nplus.models.scalar import ScalarModel
-from nplus.records import Demonstration, Sample, Scorer
+from nplus.models.weights import require_weights
+from nplus.records import Demonstration, InputError, Sample, Scorer
 from nplus.rollout import ScoreFn, Scores, rm_scores, texts
-from nplus.runs import content_hash
+from nplus.runs import content_hash, key_of
+from nplus.stages.scorers import RewardScorer
 
 
 def scoring_key(cfg: ScoringConfig) -> dict[str, Any]:
-    """What the scores hang on: the settings, and the text of each function's module (not of what
-    that imports), so that an edited reward is not taken for the old one."""
-    sources = {term.function: source_of(term.function) for term in cfg.terms}
-    hashes = {name: content_hash(path) for name, path in sources.items() if path is not None}
+    """What the scores hang on: the settings, the files of each reward model, and the text of each
+    function's module (not of what that imports), so that an edited reward is not taken for the old
+    one."""
+    hashes = {}
+    for term in cfg.terms:
+        if term.function is None:
+            hashes[term.name] = key_of(
+                [(file.name, _hash(file, *_stamp(file))) for file in _files(folder_of(term))]
+            )
+        elif (source := source_of(term.function)) is not None:
+            hashes[term.name] = content_hash(source)
     return cfg.model_dump(mode="json") | {"sources": hashes}
 
 
-def terms_of(cfg: ScoringConfig) -> tuple[Term, ...]:
-    """The verifiable rewards of a run."""
-    return tuple(
-        Term(
-            FunctionScorer(term.function, cfg.timeout, cfg.memory_mib, cfg.failed),
-            term.weight,
-            term.at_least,
-            term.penalty,
-        )
-        for term in cfg.terms
-    )
+def folder_of(term: TermConfig) -> Path:
+    """Where a term's reward model lies."""
+    return Path(str(term.reward_model)).expanduser()
+
+
+def require_terms(cfg: ScoringConfig) -> None:
+    """Raise InputError for a term whose reward model is none; nothing is loaded."""
+    for term in cfg.terms:
+        if term.reward_model is None:
+            continue
+        try:
+            shapes = require_weights(folder_of(term))
+        except InputError as error:
+            raise InputError(f"scoring.terms: reward_model: {error}") from error
+        if shapes.get("score.weight", (0,))[0] != 1:
+            raise InputError(
+                f"scoring.terms: reward_model: {term.name}: its weights have no head of one number "
+                "(score.weight); name the folder `model` of a reward stage"
+            )
+
+
+def _files(folder: Path) -> list[Path]:
+    """What a reward model's scores come from."""
+    kinds = (".safetensors", ".json")
+    return sorted(file for file in folder.glob("*") if file.suffix in kinds and file.is_file())
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=256)
+def _hash(file: Path, size: int, written: int) -> str:
+    """The file's hash, taken anew where it has changed: keys are asked for at every stage."""
+    return content_hash(file)
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedReward:
+    """A reward model that is one of several rewards; it reads what the run's own reads."""
+
+    name: str
+    scorer: RewardScorer
+    failed: float | None = None
+    """The value where it gives no finite number; None raises ScoringError."""
+
+    def answers(self, samples: Sequence[Sample]) -> Answers:
+        """One value a sample, read at the EOS behind its text."""
+        return self._told(self.scorer.score(samples), [sample.id for sample in samples])
+
+    def answers_to(self, generation: Generation) -> Answers:
+        """One value a response, read where the run's reward model reads it."""
+        found_B = rm_scores(self.scorer.model, generation, self.scorer.shared)
+        return self._told(found_B.tolist(), generation.prompts.keys)
+
+    def _told(self, values: list[float], ids: Sequence[str]) -> Answers:
+        lacking = [not math.isfinite(value) for value in values]
+        if any(lacking) and self.failed is None:
+            at = lacking.index(True)
+            raise ScoringError(
+                f"{self.name}: gave {values[at]}, no finite number, for a response to prompt "
+                f"{ids[at]!r}; take another reward model, or give such responses a value with "
+                "scoring.failed=0"
+            )
+        instead = self.failed or 0.0
+        both = zip(lacking, values, strict=True)
+        return Answers([instead if none else value for none, value in both], lacking)
+
+
+def terms_of(cfg: ScoringConfig, reward: Callable[[Path], RewardScorer]) -> tuple[Term, ...]:
+    """The rewards of a run beside its reward model; `reward` loads one from its folder."""
+
+    def scorer(term: TermConfig) -> Answering:
+        if term.function is None:
+            return LearnedReward(term.name, reward(folder_of(term)), cfg.failed)
+        return FunctionScorer(term.function, cfg.timeout, cfg.memory_mib, cfg.failed)
+
+    return tuple(Term(scorer(term), term.weight, term.at_least, term.penalty) for term in cfg.terms)
 
 
 def member_scores(
@@ -60,7 +148,7 @@ def member_scores(
 
 
 def failures(failed: int, calls: int) -> dict[str, Metric]:
-    """How many of the functions' calls gave no value; nothing where no function is called."""
+    """How many calls of terms gave no value; nothing where there is no term."""
     if not calls:
         return {}
     return {
@@ -110,7 +198,8 @@ def _scores(
     totals = [0.0] * len(samples)
     failed_B = torch.zeros(len(samples), dtype=torch.long)
     for term in terms:
-        found = term.answers(samples)
+        learns = isinstance(term.scorer, LearnedReward)
+        found = term.scorer.answers_to(generation) if learns else term.answers(samples)
         totals = term.add_to(totals, found.values)
         failed_B += torch.tensor(found.failed)
     device = generation.tokens_BR.device
