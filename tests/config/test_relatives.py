@@ -154,6 +154,8 @@ def test_ppo_may_be_left_out():
         (["max_staleness=-1"], "reinforce.max_staleness=-1"),
         (["max_staleness=1", "tempered=[new]"], "set importance=none"),
         (["importance=clip"], "reinforce.importance='clip': must be 'none', 'truncate' or 'mask'"),
+        (["importance_cap=4"], "importance_cap=4.0 with max_staleness=0: nothing reads it"),
+        (["kl_horizon=64"], "kl_horizon=64 with kl_target=null: nothing reads it; set kl_target="),
         (["importance_cap=1"], "reinforce.importance_cap=1: must be greater than 1"),
     ],
 )

@@ -108,7 +108,8 @@ def by_hand(trainer, staleness):
 )
 def test_it_comes_to_what_a_straight_line_comes_to(staleness, importance, group_trainer_of):
     def made():
-        changed = {"max_staleness": staleness, "importance": importance, "importance_cap": 1.05}
+        changed = {"max_staleness": staleness, "importance": importance}
+        changed |= {"importance_cap": 1.05} if staleness else {}
         changed["sampling"] = {"response_length": 7, "temperature": 0.7}
         return group_trainer_of("rloo", **changed, **EAGER, **ALONE)
 

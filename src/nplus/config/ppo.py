@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from nplus.config.base import Config
+from nplus.config.base import Config, unread
 from nplus.config.optim import OptimConfig
 from nplus.config.profiles import ProfileName
 from nplus.config.sampling import SamplingConfig
@@ -164,14 +164,15 @@ def contradictions(cfg: PPOConfig) -> list[str]:
         found.append(
             "whitening_keeps_mean=true with whiten_advantages=false: set whiten_advantages=true"
         )
-    return found + steering_contradictions(cfg.kl_coef, cfg.kl_target)
+    return found + steering_contradictions(cfg, cfg.kl_coef, cfg.kl_target)
 
 
-def steering_contradictions(kl_coef: float, kl_target: float | None) -> list[str]:
-    """An adaptive KL coefficient that could never move, with the mend."""
-    if kl_target is None or kl_coef:
-        return []
-    return [
-        f"kl_target={kl_target} with kl_coef={kl_coef}: steering multiplies the coefficient, and 0 "
-        "stays 0; set kl_coef above 0, as in kl_coef=0.05, or kl_target=null"
-    ]
+def steering_contradictions(cfg: Config, kl_coef: float, kl_target: float | None) -> list[str]:
+    """Of an adaptive KL coefficient: one that could never move, and a horizon without one."""
+    found = list(unread(cfg, {"kl_horizon": (kl_target, "kl_target=null", "kl_target=6.0")}))
+    if kl_target is not None and not kl_coef:
+        found.append(
+            f"kl_target={kl_target} with kl_coef={kl_coef}: steering multiplies the coefficient, "
+            "and 0 stays 0; set kl_coef above 0, as in kl_coef=0.05, or kl_target=null"
+        )
+    return found

@@ -132,6 +132,7 @@ def contradictions(cfg: ReinforceConfig) -> list[str]:
 def _of_readers(cfg: ReinforceConfig) -> list[str]:
     readers = {
         "mixture_coef": (cfg.signal == "preference", f"signal={cfg.signal}", "signal=preference"),
+        "importance_cap": (cfg.max_staleness, "max_staleness=0", "max_staleness=1"),
         "overlong_penalty": (cfg.overlong_share, "overlong_share=null", "overlong_share=0.2"),
         "kl_credit": (cfg.kl_in == "reward", f"kl_in={cfg.kl_in}", "kl_in=reward"),
         "use_bias_correction_kl": (cfg.kl_in == "loss", f"kl_in={cfg.kl_in}", "kl_in=loss"),
@@ -211,4 +212,4 @@ def _of_the_loss(cfg: ReinforceConfig) -> list[str]:
             f"kl_credit=to_go with ratio={cfg.ratio}: tokens have advantages of their own, a "
             "response one ratio; set kl_credit=sequence, or ratio=token"
         )
-    return found + steering_contradictions(cfg.kl_coef, cfg.kl_target)
+    return found + steering_contradictions(cfg, cfg.kl_coef, cfg.kl_target)

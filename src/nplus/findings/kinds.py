@@ -296,8 +296,8 @@ KINDS = (
         "warning",
         "training",
         "Most calls of scoring.terms give no value.",
-        "Functions raise, take too long or too much memory, and scoring.failed stands in, so that most "
-        "responses get the same score.",
+        "Functions raise, take too long or too much memory, and scoring.failed stands in, so that "
+        "most responses get the same score.",
         "Call the function on a line of samples/; raise scoring.timeout or scoring.memory_mib.",
     ),
     Kind(
