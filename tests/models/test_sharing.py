@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nplus.models import shared
 from nplus.models.lm import response_logprobs, sequence_logprobs
 from nplus.models.scalar import ScalarModel
 from nplus.models.shared import (
@@ -34,6 +35,14 @@ def laid_out(queries):
     return tokens, mask
 
 
+@pytest.fixture(params=["one row", "two rows"])
+def rows(request, monkeypatch):
+    """A row for each query, or for the first two of its responses and those after them."""
+    if request.param == "two rows":
+        monkeypatch.setattr(shared, "LONGEST_ROW", 16)
+    return request.param
+
+
 @pytest.fixture(params=["eager", "sdpa", "batched"])
 def model(request, causal):
     """Every family with every attention; in float64 where transformers' attention allows it."""
@@ -47,6 +56,7 @@ def gradients(model, loss):
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.usefixtures("rows")
 def test_log_probs_entropies_and_gradients_are_those_of_separate_rows(model, rectangle):
     weight = torch.linspace(-1, 1, 6 * R).view(6, R).to(model.dtype)
     kept = rectangle[1][:, -R:]
@@ -64,6 +74,7 @@ def test_log_probs_entropies_and_gradients_are_those_of_separate_rows(model, rec
     torch.testing.assert_close(together[2], alone[2], rtol=10 * bound, atol=bound)
 
 
+@pytest.mark.usefixtures("rows")
 @torch.no_grad()
 def test_sums_over_responses_are_those_of_separate_rows(model, rectangle):
     response = rectangle[1].clone()
@@ -75,6 +86,7 @@ def test_sums_over_responses_are_those_of_separate_rows(model, rectangle):
     assert float(together[2]) == 0  # an empty response
 
 
+@pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize("back", [0, 1])
 def test_scores_are_those_of_separate_rows(model, rectangle, back):
     if "GPT2" in type(model).__name__:
@@ -104,3 +116,20 @@ def test_each_query_and_every_response_stands_once():
     assert batch.segments_BT[0, :13].tolist() == [0] * 5 + [1] * 3 + [3] * 5
     assert batch.positions_BT[0, :13].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 5, 6, 7, 8, 9]
     assert batch.ends_N.tolist() == [7, 16 + 6, 4, 12, 16 + 7, 32 + 2]
+
+
+def test_a_row_that_would_be_too_long_is_two(monkeypatch):
+    tokens, mask = laid_out(QUERIES)
+    response = mask.clone()
+    response[:, :P] = False
+    monkeypatch.setattr(shared, "LONGEST_ROW", 15)  # of [5, 6, 7, 8, 9] room for two of at most 5
+    batch = sharing(tokens, mask, response)
+    rows = zip(batch.tokens_BT, batch.segments_BT >= 0, strict=True)
+    real = [row[kept].tolist() for row, kept in rows]
+    assert real == [
+        [5, 6, 7, 8, 9, 10, 11, 0],
+        [5, 6, 7, 8, 9, 31, 32, 33, 34, 0],
+        [20, 21, 22, 23, 24, 25, 0, 0],
+        [30, 10, 11],
+    ]
+    assert batch.ends_N.tolist() == [7, 32 + 6, 4, 16 + 9, 32 + 7, 48 + 2]

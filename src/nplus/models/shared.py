@@ -21,10 +21,14 @@ from nplus.ops.logprobs import (
 
 WIDTH_MULTIPLE = 16
 """Widths are round, so that kernels are compiled for few."""
+LONGEST_ROW = 2_048
+"""Tokens of a row, or twice its query's: attention grows with their square, and what is gained by
+one more response to a row is the query's tokens."""
 
 
 def sharing(tokens_BT: Tensor, mask_BT: Tensor, response_BT: Tensor) -> SharedBatch:
-    """Sequences laid out as a row per distinct query, with the responses behind it in their order.
+    """Sequences laid out as a row per distinct query, with the responses behind it in their order;
+    several rows where one would be longer than `LONGEST_ROW`.
 
     `mask_BT` is True where a token is real, `response_BT` where it is one of the response, which
     nothing but padding follows. `ends_N` has the sequences' order; an empty response ends where
@@ -35,6 +39,12 @@ def sharing(tokens_BT: Tensor, mask_BT: Tensor, response_BT: Tensor) -> SharedBa
     queries_UQ, line_B = queries_BQ.unique(dim=0, return_inverse=True)
     length_U = (queries_UQ >= 0).sum(1)
     written_B = response_BT.sum(1)
+    room_U = (LONGEST_ROW - length_U).maximum(length_U)
+    fit_U = (room_U // written_B.max().clamp(min=1)).clamp(min=1)
+    _, slot_B = _places(line_B, written_B)
+    part_B = slot_B // fit_U[line_B]
+    lines_2U, line_B = torch.stack([line_B, part_B]).unique(dim=1, return_inverse=True)
+    queries_UQ, length_U = queries_UQ[lines_2U[0]], length_U[lines_2U[0]]
     before_B, slot_B = _places(line_B, written_B)
     start_B = length_U[line_B] + before_B
     needed = int(torch.max(start_B + written_B))
