@@ -109,7 +109,9 @@ def walk(config, where):
         return {"points": [first, *later], "best_of": best_of}
 
     def evaluate(where):
-        write_records(where.judgements, [*judged("sft", 4), *judged(policy, 9)])
+        called = config.reinforce.algorithm if policy == "reinforce" else policy
+        wins = {called: 9, "sft": 4}
+        write_records(where.judgements, [row for name in wins for row in judged(name, wins[name])])
         systems = [system(name, t) for name in {"sft", policy} for t in (0.01, 0.7)]
         return {"split": "test", "temperatures": [0.01, 0.7], "systems": systems}
 
@@ -166,6 +168,10 @@ def test_a_study_of_algorithms_draws_their_ways(studied, monkeypatch, tmp_path):
     assert found.exit_code == 0, found.output
     data = json.loads((tmp_path / "study" / "study.json").read_text())
     labels = ["PPO", "RLOO", "GRPO", "online DPO", "iterative DPO", "RAFT"]
+    rates = {arm["label"]: arm["win_rate"]["per_seed"] for arm in data["arms"]}
+    assert rates == {"SFT": [0.2] * 3, **{label: [0.45] * 3 for label in labels}}
+    for row in data["contrasts"]:
+        assert row["win_rate"]["per_seed"] == pytest.approx([0.25] * 3), row["ours"]
     assert [curve["label"] for curve in data["curves"]] == labels
     for curve in data["curves"]:
         assert [(row["step"], row["rollouts"]) for row in curve["points"]] == [

@@ -16,6 +16,7 @@ from nplus.report.page import render
 from nplus.report.tables import verdict
 from nplus.runs import RunRoot
 from nplus.stages import on_policy
+from nplus.stages.outcomes import read_outcome
 from nplus.stages.ppo import KLStopError
 from nplus.training.update import NonFiniteLossError
 
@@ -179,6 +180,10 @@ def test_the_verdict_takes_the_policies_there_are(whole):
     assert {"reinforce", "online_dpo"} <= tuned
     rows = read_records(whole.stages()["evaluate"].judgements, Judgement)
     assert {"grpo@0.7", "online_dpo@0.7"} <= {row.policy for row in rows}
+    for policy in results["policies"]:  # what studies and ablations compare
+        found = read_outcome(whole.stages()["evaluate"], policy)
+        assert found is not None, policy
+        assert len(found.posts) == 4
 
 
 def test_page_and_terminal_show_them(whole):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nplus.config import RunConfig
+from nplus.config.relatives import ALGORITHMS
 from nplus.records import Judgement, read_records
 from nplus.runs import StageDir
 
@@ -45,11 +46,13 @@ def read_outcome(where: StageDir | None, policy: str) -> Outcome | None:
     if manifest is None or where is None or manifest.status != "complete":
         return None
     split, temperatures = manifest.results["split"], manifest.results["temperatures"]
-    ours = f"{policy}@{temperatures[0]:g}"
+    # A judgement calls what `reinforce` made by its algorithm.
+    names = ALGORITHMS if policy == "reinforce" else (policy,)
+    ours = {f"{name}@{temperatures[0]:g}" for name in names}
     posts = {
         row.id: 0.5 + 0.5 * ((row.score > row.opponent_score) - (row.score < row.opponent_score))
         for row in read_records(where.judgements, Judgement)
-        if (row.policy, row.opponent, row.split) == (ours, "reference", split)
+        if row.policy in ours and (row.opponent, row.split) == ("reference", split)
     }
     systems = {
         row["temperature"]: row
