@@ -45,7 +45,8 @@ def _against_kl(curves: Sequence[Row], best_of: Sequence[Row]) -> Panel:
             x, y = _values(best_of, "kl"), _wins(best_of)
             ax.plot(x, y, ":", color=INK, marker=".", label="best of n")
             for row, at, win in zip(best_of, x, y, strict=True):
-                ax.annotate(str(row["n"]), (at, win), (3, 4), textcoords="offset points", color=INK)
+                place = {"xytext": (-5, 2), "textcoords": "offset points", "ha": "right"}
+                ax.annotate(str(row["n"]), (at, win), color=INK, **place)
         ax.set_xlabel("KL from SFT, nats per response")
         _legend(figure, ax)
         note = (
