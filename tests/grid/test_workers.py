@@ -119,6 +119,10 @@ def test_as_many_jobs_as_seeds_or_cores_on_a_cpu_and_one_elsewhere(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert _jobs_for(configs_of(3)) == 3
     assert _jobs_for(configs_of(9)) == 4
+    alone = [resolve(crossed([("a", ())], n), lambda _: recipe("toy:tiny")) for n in range(2, 10)]
+    assert [_jobs_for(one) for one in alone] == [2, 3, 4, 5, 6, 7, 4, 5]
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert [_jobs_for(one) for one in alone] == [2, 3, 2, 3, 2, 3, 2, 3]
     assert _jobs_for(resolve(crossed(CONDITIONS, 9), lambda _: recipe("tldr:ppo-1b"))) == 1
 
 
