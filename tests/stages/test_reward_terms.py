@@ -4,13 +4,11 @@ import math
 import shutil
 
 import pytest
-import torch
 
 from nplus.config import TermConfig
 from nplus.config.scoring import ScoringConfig
 from nplus.data.tokens import train_bpe
 from nplus.evaluation.verifiable import ScoringError
-from nplus.models.scalar import ScalarModel
 from nplus.records import InputError, Sample
 from nplus.runs.ledger import read_ledger
 from nplus.stages.grid import cell_key
@@ -105,17 +103,12 @@ def test_a_model_without_a_head_is_refused_before_any_work(finished, road_config
     assert not (tmp_path / "new").exists()
 
 
-class Lacks(ScalarModel):
-    def __init__(self):
-        torch.nn.Module.__init__(self)
-
-
 @pytest.mark.parametrize("failed", [None, -2.0])
 def test_a_value_that_is_no_number(failed, monkeypatch):
     monkeypatch.setattr(RewardScorer, "score", lambda self, samples: [1.0, math.nan])
     (term,) = terms_of(
         ScoringConfig(terms=(TermConfig(reward_model="far"),), failed=failed),
-        lambda folder: RewardScorer(Lacks(), None),
+        lambda folder: RewardScorer(None, None),
     )
     asked = [Sample("p", "q", "a"), Sample("q", "q", "b")]
     assert isinstance(term.scorer, LearnedReward)

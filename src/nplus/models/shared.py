@@ -41,11 +41,12 @@ def sharing(tokens_BT: Tensor, mask_BT: Tensor, response_BT: Tensor) -> SharedBa
     written_B = response_BT.sum(1)
     room_U = (LONGEST_ROW - length_U).maximum(length_U)
     fit_U = (room_U // written_B.max().clamp(min=1)).clamp(min=1)
-    _, slot_B = _places(line_B, written_B)
-    part_B = slot_B // fit_U[line_B]
-    lines_2U, line_B = torch.stack([line_B, part_B]).unique(dim=1, return_inverse=True)
-    queries_UQ, length_U = queries_UQ[lines_2U[0]], length_U[lines_2U[0]]
     before_B, slot_B = _places(line_B, written_B)
+    part_B = slot_B // fit_U[line_B]
+    if part_B.any():
+        lines_2U, line_B = torch.stack([line_B, part_B]).unique(dim=1, return_inverse=True)
+        queries_UQ, length_U = queries_UQ[lines_2U[0]], length_U[lines_2U[0]]
+        before_B, slot_B = _places(line_B, written_B)
     start_B = length_U[line_B] + before_B
     needed = int(torch.max(start_B + written_B))
     width = -(-needed // WIDTH_MULTIPLE) * WIDTH_MULTIPLE

@@ -233,12 +233,17 @@ def eos_rate_low(columns: Columns) -> Finding | None:
     )
 
 
+def _of_late(columns: Columns, name: str) -> float | None:
+    """The mean of the last `WINDOW` updates; None where there are fewer."""
+    values = known_of(columns, name, WINDOW)
+    return None if values is None else mean_of(values[-WINDOW:])
+
+
 def clip_fraction_high(columns: Columns) -> Finding | None:
     """Healthy toys begin at 0.13; the paper's traces stay below 0.08."""
-    clipped = known_of(columns, "policy/clipfrac_avg", WINDOW)
-    if clipped is None or mean_of(clipped[-WINDOW:]) <= 0.35:
+    now = _of_late(columns, "policy/clipfrac_avg")
+    if now is None or now <= 0.35:
         return None
-    now = mean_of(clipped[-WINDOW:])
     return found(
         "clip_fraction_high",
         f"{now:.0%} of the tokens of the last {WINDOW} updates",
@@ -248,10 +253,9 @@ def clip_fraction_high(columns: Columns) -> Finding | None:
 
 def update_too_large(columns: Columns) -> Finding | None:
     """Healthy toys begin at 0.1 and are at 0.03 by the second update; the paper's at 0.008."""
-    approxkl = known_of(columns, "policy/approxkl_avg", WINDOW)
-    if approxkl is None or mean_of(approxkl[-WINDOW:]) <= 0.15:
+    now = _of_late(columns, "policy/approxkl_avg")
+    if now is None or now <= 0.15:
         return None
-    now = mean_of(approxkl[-WINDOW:])
     return found(
         "update_too_large",
         f"approxkl is {now:.2g} over the last {WINDOW} updates: a log-ratio of "
