@@ -21,6 +21,7 @@ from nplus.stages.doctor.windows import (
     Columns,
     known_of,
     known_values,
+    lately,
     mean_of,
     noise,
     rise_of,
@@ -233,15 +234,9 @@ def eos_rate_low(columns: Columns) -> Finding | None:
     )
 
 
-def _of_late(columns: Columns, name: str) -> float | None:
-    """The mean of the last `WINDOW` updates; None where there are fewer."""
-    values = known_of(columns, name, WINDOW)
-    return None if values is None else mean_of(values[-WINDOW:])
-
-
 def clip_fraction_high(columns: Columns) -> Finding | None:
     """Healthy toys begin at 0.13; the paper's traces stay below 0.08."""
-    now = _of_late(columns, "policy/clipfrac_avg")
+    now = lately(columns, "policy/clipfrac_avg")
     if now is None or now <= 0.35:
         return None
     return found(
@@ -253,7 +248,7 @@ def clip_fraction_high(columns: Columns) -> Finding | None:
 
 def update_too_large(columns: Columns) -> Finding | None:
     """Healthy toys begin at 0.1 and are at 0.03 by the second update; the paper's at 0.008."""
-    now = _of_late(columns, "policy/approxkl_avg")
+    now = lately(columns, "policy/approxkl_avg")
     if now is None or now <= 0.15:
         return None
     return found(

@@ -48,6 +48,12 @@ def mean_of(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def lately(columns: Columns, name: str) -> float | None:
+    """The mean of a metric's last `WINDOW` known values; None where there are fewer."""
+    known = known_of(columns, name, WINDOW)
+    return None if known is None else mean_of(known[-WINDOW:])
+
+
 def noise(values: Sequence[float]) -> float:
     """Standard deviation around a slow trend: from the steps between neighbours, as von Neumann's
     ratio takes it."""
