@@ -2,13 +2,14 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from nplus.algorithms.pairing import REASONS
 from nplus.cli import app
 from nplus.records import InputError
-from nplus.runs.ledger import VIEWS, LedgerRow, query, read_ledger, write_ledger
+from nplus.runs.ledger import LONG, VIEWS, LedgerRow, query, read_ledger, write_ledger
 
 
 def row(round, prompt, scores, tokens, reason="", chosen=0, rejected=1, **changed):
@@ -35,6 +36,8 @@ def row(round, prompt, scores, tokens, reason="", chosen=0, rejected=1, **change
             "reference_hash": "r",
             "pairing": "best_worst",
             "comparator_hash": "",
+            "matches": (),
+            "preferences": (),
             "length_penalty": 0.0,
             "length_unit": "characters",
             "chosen": chosen,
@@ -121,6 +124,24 @@ def test_samples_say_which_were_paired(paths):
     assert ("a", 1, False, True) in rows
 
 
+def test_matches_one_by_one(paths, tmp_path):
+    played = {"matches": ((0, 1), (1, 0)), "preferences": (0.25, 0.75), "comparator_hash": "c"}
+    asked = row(3, "a", (3.0, 1.0), (10, 20), **played)
+    write_ledger(tmp_path / "round3.parquet", [asked])
+    (again,) = read_ledger(tmp_path / "round3.parquet")
+    assert (again.matches, again.preferences) == (((0, 1), (1, 0)), (0.25, 0.75))
+    names, rows = query([*paths, tmp_path / "round3.parquet"], "FROM matches ORDER BY number")
+    assert names[3:6] == ["response", "opponent", "p"]
+    assert rows == [(3, "a", 1, 0, 1, 0.25, "c"), (3, "a", 2, 1, 0, 0.75, "c")]
+
+
+def test_a_ledger_from_before_a_column_is_queried_without_it(paths):
+    older = pq.read_table(paths[0]).drop_columns(["matches", "preferences"])
+    pq.write_table(older, paths[0])
+    assert query(paths, "FROM matches")[1] == []
+    assert query(paths, "SELECT count(*) FROM pairs")[1] == [(3,)]
+
+
 @pytest.mark.parametrize(
     "sql",
     [
@@ -167,7 +188,7 @@ def test_the_command(run):
         return CliRunner().invoke(app, ["ledger", str(run), *more])
 
     shown = ask().output
-    assert all(name in shown for name in VIEWS if name not in ("samples", "pairs"))
+    assert all(name in shown for name in VIEWS if name not in LONG)
     assert (
         ask("left_out", "--format", "csv").output.splitlines()[1] == "1,2,0.5,0.0,0.0,0.0,0.0,0.5"
     )

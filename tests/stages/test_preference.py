@@ -22,6 +22,7 @@ from nplus.records import Comparison, InputError
 from nplus.runs.ledger import read_ledger
 from nplus.stages.forwards import token_objective
 from nplus.stages.online import score
+from nplus.stages.online.pair import knocked_out
 from nplus.stages.preference import PairwiseModel, mean_of_orders
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the house", "A or B is better, they say"] * 40
@@ -157,8 +158,32 @@ def test_a_match_that_is_no_number_leaves_its_prompt_out():
         {"query": "p1", "responses": ["a", "odd", "c"]},
     ]
     first, second = score._knocked_out(piece, Judge(), "mark")
-    assert first["knockout"] == [0, 2, 0.9]
-    assert math.isnan(second["knockout"][2])
+    assert first["matches"] == [(0, 1, 0.9), (0, 2, 0.9), (1, 2, 0.9), (0, 2, 0.9)]
+    pairs = [
+        knocked_out(found["matches"], row["responses"], min_margin=0.0)
+        for found, row in zip((first, second), piece, strict=True)
+    ]
+    assert (pairs[0].chosen, pairs[0].rejected, pairs[0].reason) == (0, 2, "")
+    assert pairs[0].margin == pytest.approx(0.8)
+    assert pairs[1].reason == "nan"
+
+
+def replayed(row):
+    """The pair that the recorded matches of a prompt lead to."""
+    told = zip(row.matches, row.preferences, strict=True)
+    best, field = 0, range(len(row.responses))
+    for rival in field[1:]:
+        (match, p) = next(told)
+        assert match == (best, rival)
+        best = rival if p < 0.5 else best
+    worst, *rivals = (i for i in field if i != best)
+    for rival in rivals:
+        (match, p) = next(told)
+        assert match == (worst, rival)
+        worst = rival if p > 0.5 else worst
+    ((match, p),) = told
+    assert match == (best, worst)
+    return (best, worst) if p >= 0.5 else (worst, best)
 
 
 def test_on_the_road(road_config, drive, tmp_path):
@@ -181,6 +206,9 @@ def test_on_the_road(road_config, drive, tmp_path):
     assert {row.pairing for row in rows} == {"knockout"}
     assert all(row.comparator_hash for row in rows)
     assert all(0 <= row.margin <= 1 for row in rows)
+    for row in rows:
+        assert replayed(row) == (row.chosen, row.rejected)
+        assert len(row.matches) == 3 + 2 + 1  # the best, the worst, and their own
 
 
 def test_knock_out_without_a_model_is_refused(road_config):

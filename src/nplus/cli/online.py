@@ -52,19 +52,19 @@ def ledger(
     """Query the online loop's ledger: every prompt of every round, all that was drawn for it, its
     scores, and which two became a pair.
 
-    Tables: `ledger`, a row a prompt and round, and the views `samples`, `pairs`, `reward_by_round`,
-    `length_by_round`, `left_out` and `reuse`. The query can read nothing else.
+    Tables: `ledger`, a row a prompt and round, and the views `samples`, `pairs`, `matches`,
+    `reward_by_round`, `length_by_round`, `left_out` and `reuse`. The query can read nothing else.
     """
     from nplus.runs import RunRoot
-    from nplus.runs.ledger import VIEWS, query
+    from nplus.runs.ledger import LONG, VIEWS, query
 
     paths = RunRoot(run).ledgers()
     if sql is None:
         for name, (what, _) in VIEWS.items():
-            if name not in ("samples", "pairs"):
+            if name not in LONG:
                 typer.echo(f"{name}: {what}")
                 _print(*query(paths, f"SELECT * FROM {name}"), "table")
-        typer.echo("`nplus ledger RUN SQL` asks more, of ledger, samples and pairs too")
+        typer.echo(f"`nplus ledger RUN SQL` asks more, of {', '.join(LONG)} and ledger too")
         return
     named = sql.strip() in ("ledger", *VIEWS)
     _print(*query(paths, f"SELECT * FROM {sql.strip()}" if named else sql), format)

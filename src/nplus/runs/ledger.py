@@ -56,6 +56,11 @@ class LedgerRow:
     pairing: str
     comparator_hash: str
     """Hash of the weights of the pairwise model that was asked; empty where scores decided."""
+    matches: tuple[tuple[int, ...], ...]
+    """The two responses of each match that it judged, in order; the last is that of the best and
+    the worst. Empty where scores decided."""
+    preferences: tuple[float, ...]
+    """p(the first of a match is better)."""
     length_penalty: float
     length_unit: str
     chosen: int
@@ -76,6 +81,7 @@ _TYPES: Mapping[str, str] = {
     "tuple[int, ...]": "list<int64>",
     "tuple[float, ...]": "list<float64>",
     "tuple[bool, ...]": "list<bool>",
+    "tuple[tuple[int, ...], ...]": "list<list<int64>>",
     "tuple[tuple[float, ...], ...]": "list<list<float64>>",
 }
 
@@ -150,6 +156,14 @@ VIEWS: Mapping[str, tuple[str, str]] = {
         FROM ledger WHERE reason = ''
         """,
     ),
+    "matches": (
+        "every match that a pairwise model judged: its two responses and p(the first is better)",
+        """
+        SELECT round, prompt, i AS number, matches[i][1] AS response, matches[i][2] AS opponent,
+          preferences[i] AS p, comparator_hash
+        FROM (SELECT *, unnest(range(1, len(matches) + 1)) AS i FROM ledger)
+        """,
+    ),
     "reward_by_round": (
         "mean raw score of all responses, of the best and of the worst to a prompt",
         """
@@ -203,6 +217,8 @@ VIEWS: Mapping[str, tuple[str, str]] = {
     ),
 }
 """Name to what it shows and its SQL, over the table `ledger`."""
+LONG = ("samples", "pairs", "matches")
+"""Views of many rows: to be asked for, not printed unasked."""
 
 
 def query(paths: Sequence[Path], sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:

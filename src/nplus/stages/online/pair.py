@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nplus.algorithms.pairing import Candidates, oriented, penalised, pick
+from nplus.algorithms.pairing import Candidates, Pair, oriented, penalised, pick
 from nplus.config.online import OnlineConfig
 from nplus.records import Comparison, InputError, write_records
 from nplus.runs import StageDir
@@ -76,9 +76,9 @@ def ledger_row(
     one, other = uniforms(seed, f"round {round} pair", found["id"], n=2).tolist()
     candidates = Candidates(less_MG, tuple(found["sources"]), (one, other), cfg.aggregate)
     raw = Candidates(members_MG, candidates.sources_G, candidates.draws, cfg.aggregate)
+    matches = found.get("matches", [])
     if cfg.pairing == "knockout":
-        best, worst, p = found["knockout"]
-        pair = oriented(best, worst, 2.0 * p - 1.0, texts, min_margin=cfg.min_margin)
+        pair = knocked_out(matches, texts, min_margin=cfg.min_margin)
     else:
         ended = [i for i, done in enumerate(found["ended"]) if done]
         field = ended if cfg.mask_truncated_completions else None
@@ -104,6 +104,8 @@ def ledger_row(
         reference_hash=reference,
         pairing=cfg.pairing,
         comparator_hash=found.get("comparator_hash", ""),
+        matches=tuple((one, other) for one, other, _ in matches),
+        preferences=tuple(p for *_, p in matches),
         length_penalty=cfg.length_penalty,
         length_unit=cfg.length_unit,
         chosen=pair.chosen,
@@ -111,6 +113,16 @@ def ledger_row(
         margin=pair.margin,
         reason=pair.reason,
     )
+
+
+def knocked_out(
+    matches: Sequence[tuple[int, int, float]], texts: Sequence[str], *, min_margin: float
+) -> Pair:
+    """The pair of the last match, best against worst; none where any match is no number."""
+    best, worst, p = matches[-1]
+    unread = any(math.isnan(p) for *_, p in matches)
+    margin = math.nan if unread else 2.0 * p - 1.0
+    return oriented(best, worst, margin, texts, min_margin=min_margin)
 
 
 def _order(of: Candidates) -> tuple[int, ...]:

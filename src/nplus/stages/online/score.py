@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -56,27 +55,25 @@ def judge_of(ctx: Context) -> Callable[[list[Row]], list[Row]] | None:
 
 
 def _knocked_out(piece: list[Row], judge: PairwiseModel, mark: str) -> list[Row]:
-    """Best and worst response of each prompt, and p(the best is better) in their own match: NaN
-    where any match of the prompt was."""
-    unread: set[int] = set()
+    """Every match of each prompt, `[response, opponent, p(response is better)]`: those that find
+    the best, those that find the worst, and last the best against the worst."""
+    played: list[list[tuple[int, int, float]]] = [[] for _ in piece]
 
     def prefers(matches: Matches) -> list[float]:
         texts = [row["responses"] for row in piece]
         found = judge.preferences(
             [(piece[at]["query"], (texts[at][one], texts[at][other])) for at, one, other in matches]
         )
-        unread.update(at for (at, _, _), p in zip(matches, found, strict=True) if math.isnan(p))
+        for (at, one, other), p in zip(matches, found, strict=True):
+            played[at].append((one, other, p))
         return found
 
     field = [range(len(row["responses"])) for row in piece]
     best = knock_out(field, prefers, best=True)
     others = [[i for i in row if i != winner] for row, winner in zip(field, best, strict=True)]
     worst = knock_out(others, prefers, best=False)
-    finals = prefers([(at, *pair) for at, pair in enumerate(zip(best, worst, strict=True))])
-    return [
-        {"comparator_hash": mark, "knockout": [one, other, math.nan if at in unread else p]}
-        for at, (one, other, p) in enumerate(zip(best, worst, finals, strict=True))
-    ]
+    prefers([(at, *pair) for at, pair in enumerate(zip(best, worst, strict=True))])
+    return [{"comparator_hash": mark, "matches": matches} for matches in played]
 
 
 def run(where: StageDir, ctx: Context, drawn: StageDir) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from nplus.stages.online.common import begins_at, policy_stage, refers_to, round
 from nplus.stages.online.validate import BASE
 from nplus.stages.scoring import scoring_key
 
-VERSIONS = {"sample": 1, "score": 3, "pair": 2, "train": 2, "validate": 1}
+VERSIONS = {"sample": 1, "score": 4, "pair": 3, "train": 2, "validate": 1}
 """Raised when a step's algorithm changes, so that old results are not taken for new ones."""
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
