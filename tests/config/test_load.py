@@ -124,7 +124,7 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest(given, unknown, neares
         ("evaluate.temperatures=[0.1, x]", ("evaluate.temperatures[1]='x'", "number")),
         ("ppo.batch_size=100", ("ppo:", "50 rows", "micro_batch_size=32", "choose one")),
         ("ppo.total_episodes=3", ("total_episodes=3", "raise total_episodes")),
-        ("ppo=3", ("ppo=3", "set its keys", "ppo.profile")),
+        ("ppo=3", ("ppo=3", "set its keys", "ppo.total_episodes")),
         ("seed.x=1", ("seed.x", "one value")),
         ("sft=null", ("sft=None",)),
         ("ppo.kl_coef", ("needs KEY=VALUE",)),

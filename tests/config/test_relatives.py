@@ -141,7 +141,13 @@ def test_ppo_may_be_left_out():
         (["algorithm=rloo", "kl_credit=to_go"], "set kl_credit=sequence, or ratio=token"),
         (["algorithm=nash_md", "overlong_share=0.2"], "would pay for its length"),
         (
-            ["layout=shared", "num_generations=4", "batch_size=32", "num_mini_batches=16"],
+            [
+                "layout=shared",
+                "num_generations=4",
+                "batch_size=32",
+                "num_mini_batches=16",
+                "micro_batch_size=2",
+            ],
             "num_mini_batches=16 with 8 prompts",
         ),
         (["algorithm=nash_md", "baseline=greedy"], "the rival is drawn from a mixture"),

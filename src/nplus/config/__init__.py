@@ -10,6 +10,7 @@ from nplus.config.dpo import DPOConfig
 from nplus.config.groups import GroupConfig
 from nplus.config.judge import JudgeConfig
 from nplus.config.model import ComputeConfig, ModelConfig
+from nplus.config.on_policy import OnPolicyConfig
 from nplus.config.online import OnlineConfig
 from nplus.config.online_dpo import OnlineDPOConfig
 from nplus.config.optim import BatchConfig, OptimConfig
@@ -44,6 +45,7 @@ __all__ = [
     "JudgeConfig",
     "LabelConfig",
     "ModelConfig",
+    "OnPolicyConfig",
     "OnlineConfig",
     "OnlineDPOConfig",
     "OptimConfig",

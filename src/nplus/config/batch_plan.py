@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nplus.config.groups import GroupConfig
 from nplus.config.hub import HUB_ROWS
+from nplus.config.on_policy import OnPolicyConfig
 from nplus.config.optim import BatchConfig
-from nplus.config.ppo import PPOConfig
 from nplus.config.run import RunConfig
 from nplus.records import InputError
 
@@ -50,32 +49,26 @@ class SupervisedPlan:
     """Rows seen: `steps * batch_size`."""
 
 
-def batch_plan(ppo: PPOConfig | GroupConfig, *, world_size: int = 1) -> BatchPlan:
+def batch_plan(cfg: OnPolicyConfig, *, world_size: int = 1) -> BatchPlan:
     """The plan of an online stage over `world_size` processes; `InputError` where the rows do not
     divide."""
     _positive(world_size)
-    if isinstance(ppo, PPOConfig):
-        name, passes = "ppo", ppo.num_ppo_epochs
-    else:
-        name, passes = ppo.stage, ppo.num_iterations
-    per_minibatch, rest = divmod(ppo.batch_size, world_size * ppo.num_mini_batches)
+    per_minibatch, rest = divmod(cfg.batch_size, world_size * cfg.num_mini_batches)
     if rest:
         raise InputError(
-            f"{name}.batch_size={ppo.batch_size} does not divide over {world_size} processes times "
-            f"{name}.num_mini_batches={ppo.num_mini_batches}; make it a multiple of "
-            f"{world_size * ppo.num_mini_batches}"
+            f"{cfg.stage}.batch_size={cfg.batch_size} does not divide over {world_size} processes "
+            f"times {cfg.stage}.num_mini_batches={cfg.num_mini_batches}; make it a multiple of "
+            f"{world_size * cfg.num_mini_batches}"
         )
-    micro_batches = _micro_batches(name, per_minibatch, ppo.micro_batch_size)
-    updates = ppo.total_episodes // ppo.batch_size
     return BatchPlan(
         world_size=world_size,
-        updates=updates,
-        local_rows=per_minibatch * ppo.num_mini_batches,
+        updates=cfg.updates,
+        local_rows=per_minibatch * cfg.num_mini_batches,
         minibatch_rows=per_minibatch,
-        micro_batches=micro_batches,
-        optimiser_steps=updates * passes * ppo.num_mini_batches,
-        episodes_used=updates * ppo.batch_size,
-        episodes_left=ppo.total_episodes - updates * ppo.batch_size,
+        micro_batches=_micro_batches(cfg.stage, per_minibatch, cfg.micro_batch_size),
+        optimiser_steps=cfg.updates * cfg.passes * cfg.num_mini_batches,
+        episodes_used=cfg.updates * cfg.batch_size,
+        episodes_left=cfg.total_episodes % cfg.batch_size,
     )
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from nplus.config.batch_plan import batch_plan
 from nplus.config.dpo import DPOConfig
 from nplus.config.groups import GroupConfig
+from nplus.config.on_policy import OnPolicyConfig
 from nplus.config.online import OnlineConfig
 from nplus.config.ppo import PPOConfig
 from nplus.config.preference import PreferenceConfig
@@ -296,7 +297,7 @@ def _groups(cfg: RunConfig, stage: GroupConfig, shape: Shape, world_size: int) -
 
 
 def _with_rollouts(
-    stage: PPOConfig | GroupConfig,
+    stage: OnPolicyConfig,
     shape: Shape,
     states: States,
     kept: float,

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nplus.config.base import Config, unread
-from nplus.config.optim import OptimConfig
+from nplus.config.on_policy import OnPolicyConfig, steering_contradictions
 from nplus.config.profiles import ProfileName
-from nplus.config.sampling import SamplingConfig
 
 
-class PPOConfig(Config):
+class PPOConfig(OnPolicyConfig):
     """The PPO stage. Names are TRL's where they mean the same."""
+
+    stage: ClassVar[str] = "ppo"
 
     profile: ProfileName = "nplus"
     """Whose PPO: sets every key that the systems disagree on (`config/profiles.py`); keys given
     beside it win."""
-    total_episodes: int = Field(1_000_000, ge=1)
-    """Responses sampled in all; updates = total_episodes // batch_size (Detail G1)."""
-    batch_size: int = Field(512, ge=1)
-    """Responses per update, over all processes (Detail G1)."""
     num_ppo_epochs: int = Field(4, ge=1)
     """Passes over each rollout batch."""
-    num_mini_batches: int = Field(1, ge=1)
-    """Optimiser steps per pass."""
-    micro_batch_size: int = Field(16, ge=1)
-    """Rows of one forward and backward."""
-    rollout_micro_batch_size: int = Field(64, ge=1)
-    """Rows of one generation or scoring forward."""
-    reshuffle: bool = True
-    """A new order of the prompts at each pass over them (Detail E2)."""
-    optim: OptimConfig = OptimConfig(lr_scheduler_type="linear")
-    """Shared by policy and critic (Detail B2)."""
     value: Literal["separate", "shared"] = "separate"
     """The critic: a network of its own, or a head on the policy's trunk (Detail E3)."""
     value_init: Literal["reward", "random", "zero"] = "reward"
@@ -42,14 +28,6 @@ class PPOConfig(Config):
     value_learning_rate: float | None = Field(None, gt=0)
     """The critic's own peak learning rate (with `value=shared` its head's); None takes the
     policy's."""
-    sampling: SamplingConfig = SamplingConfig()
-    """Rollout sampling (details E4, E5)."""
-    tempered: tuple[Literal["old", "reference", "new"], ...] = ("old", "reference", "new")
-    """Which log-probs are of the tempered distribution: those before the update, the reference's
-    and those of the training forward. Leave one out to see what that does (Detail E5)."""
-    stop_token: Literal["eos", "none"] = "eos"
-    """`eos`: what follows the first EOS is cut away before the score (Detail E7); `none`: the whole
-    response is scored, trained on and priced."""
     kl_coef: float = Field(0.05, ge=0)
     """KL coefficient beta (Detail F3)."""
     kl_target: float | None = Field(None, gt=0)
@@ -76,11 +54,6 @@ class PPOConfig(Config):
     """Value clip (Detail G3); None does not clip."""
     vf_coef: float = Field(0.1, ge=0)
     """Weight of the value loss (Detail G3)."""
-    missing_eos_penalty: float | None = Field(1.0, gt=0)
-    """What a response without EOS costs (Detail E8); None keeps the reward model's score."""
-    missing_eos: Literal["replace", "subtract"] = "replace"
-    """`replace`: the score becomes minus the penalty (the paper); `subtract`: it loses the penalty
-    (TRL)."""
     score_step: Literal["after_eos", "eos"] = "after_eos"
     """Where the score lands (Detail F4)."""
     value_mask: Literal["extra_slot", "response"] = "extra_slot"
@@ -101,40 +74,17 @@ class PPOConfig(Config):
     """Add the mean back to whitened advantages (torchtune)."""
     normalise: Literal["global", "micro"] = "global"
     """Loss normaliser: token mean over the minibatch, or mean of micro-batch means (Detail G4)."""
-    old_logprobs: Literal["trainer", "sampler"] = "trainer"
-    """Old log-probs from a forward of the training path, or the sampler's own (Detail E6)."""
-    autocast: Literal["none", "bfloat16"] = "none"
-    """Autocast of the training forwards; log-probs then differ from the rollout's (Detail B4)."""
-    save_steps: int = Field(0, ge=0)
-    """Checkpoint every so many updates; 0 only at the end."""
-    keep_policy_steps: int = Field(0, ge=0)
-    """Keep the policy every so many updates, for the stage `curve` to judge; 0 keeps none."""
-    sample_steps: int = Field(5, ge=1)
-    """Write readable samples every so many updates."""
-    target_kl_stop: float | None = Field(None, gt=0)
-    """Stop with an error when the mean sequence KL passes this; None never stops."""
 
     @model_validator(mode="after")
-    def _plan(self) -> Self:
-        if self.total_episodes < self.batch_size:
-            raise ValueError(
-                f"total_episodes={self.total_episodes} is less than batch_size={self.batch_size}: "
-                "not one update; raise total_episodes or lower batch_size"
-            )
-        if self.batch_size % self.num_mini_batches:
-            raise ValueError(
-                f"batch_size={self.batch_size} is not a multiple of num_mini_batches="
-                f"{self.num_mini_batches}; choose one that divides it"
-            )
-        minibatch = self.batch_size // self.num_mini_batches
-        if minibatch % self.micro_batch_size:
-            raise ValueError(
-                f"a minibatch of {minibatch} rows is not a multiple of "
-                f"micro_batch_size={self.micro_batch_size}; choose one that divides it"
-            )
+    def _meant(self) -> Self:
         for why in contradictions(self):
             raise ValueError(why)
         return self
+
+    @property
+    def passes(self) -> int:
+        """Passes over each rollout batch."""
+        return self.num_ppo_epochs
 
 
 def contradictions(cfg: PPOConfig) -> list[str]:
@@ -150,29 +100,8 @@ def contradictions(cfg: PPOConfig) -> list[str]:
             "score_step=eos with value_mask=extra_slot: the state after EOS would be trained to 0 "
             "and leak into the advantage of EOS (Detail F4); set value_mask=response"
         )
-    if cfg.stop_token == "none" and cfg.sampling.stop == "eos":
-        found.append(
-            "stop_token=none with sampling.stop=eos: there is nothing after EOS to keep; "
-            "set sampling.stop=length"
-        )
-    if "old" not in cfg.tempered and cfg.old_logprobs == "sampler":
-        found.append(
-            "tempered without old and old_logprobs=sampler: the sampler's log-probs are tempered; "
-            "set old_logprobs=trainer"
-        )
     if cfg.whitening_keeps_mean and not cfg.whiten_advantages:
         found.append(
             "whitening_keeps_mean=true with whiten_advantages=false: set whiten_advantages=true"
         )
     return found + steering_contradictions(cfg, cfg.kl_coef, cfg.kl_target)
-
-
-def steering_contradictions(cfg: Config, kl_coef: float, kl_target: float | None) -> list[str]:
-    """Of an adaptive KL coefficient: one that could never move, and a horizon without one."""
-    found = list(unread(cfg, {"kl_horizon": (kl_target, "kl_target=null", "kl_target=6.0")}))
-    if kl_target is not None and not kl_coef:
-        found.append(
-            f"kl_target={kl_target} with kl_coef={kl_coef}: steering multiplies the coefficient, "
-            "and 0 stays 0; set kl_coef above 0, as in kl_coef=0.05, or kl_target=null"
-        )
-    return found

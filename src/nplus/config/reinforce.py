@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from nplus.config.base import unread
 from nplus.config.groups import GroupConfig
-from nplus.config.ppo import steering_contradictions
+from nplus.config.on_policy import steering_contradictions
 from nplus.config.relatives import ALGORITHMS, AlgorithmName, algorithm_tree
 
 GROUP_ONLY = ("leave_one_out", "group_mean")

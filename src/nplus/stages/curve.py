@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nplus.config import CurveConfig, PPOConfig, RunConfig, SamplingConfig
-from nplus.config.groups import GroupConfig
+from nplus.config import CurveConfig, GroupConfig, OnPolicyConfig, RunConfig, SamplingConfig
 from nplus.config.online import Step
 from nplus.config.run import ONLINE
 from nplus.records import Sample
@@ -43,10 +42,10 @@ def inputs_of(config: RunConfig) -> tuple[str, ...]:
     return ("data", BASE, "reward", *ONLINE, *trained)
 
 
-def spent_by(cfg: PPOConfig | GroupConfig, where: StageDir) -> list[int]:
+def spent_by(cfg: OnPolicyConfig, where: StageDir) -> list[int]:
     """Responses that each update of a stage drew and scored: further draws and rivals count."""
-    each = [cfg.batch_size] * (cfg.total_episodes // cfg.batch_size)
-    if isinstance(cfg, PPOConfig):
+    each = [cfg.batch_size] * cfg.updates
+    if not isinstance(cfg, GroupConfig):
         return each
     if getattr(cfg, "dynamic_sampling_max", 1) > 1:
         drawn = [row["metrics"]["groups/drawn"] for row in where.journal_rows()]
