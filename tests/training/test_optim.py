@@ -56,6 +56,21 @@ def test_warm_up_climbs_in_equal_parts():
     assert schedule("linear", 1, 10, warmup=4) == pytest.approx(0.9 * 0.4)
 
 
+@pytest.mark.parametrize(
+    ("warmup", "rates"),
+    [
+        # 1 - step / 10, over 3 + 1 steps of warm-up: ceil(0.25 * 10) = 3.
+        ({"warmup_ratio": 0.25}, (0.25, 0.45, 0.6, 0.7, 0.6, 0.5)),
+        ({"warmup_ratio": 0.25, "warmup_steps": 4}, (0.2, 0.36, 0.48, 0.56, 0.6, 0.5)),
+    ],
+)
+def test_an_optimiser_follows_its_own_settings(warmup, rates):
+    cfg = OptimConfig(learning_rate=1.0, lr_scheduler_type="linear", **warmup)
+    optimizer = Optimizer([("w", nn.Parameter(torch.ones(2)))], cfg)
+    assert [optimizer.follow(step, 10) for step in range(6)] == pytest.approx(rates)
+    assert optimizer.parts[0].param_groups[0]["lr"] == pytest.approx(rates[-1])
+
+
 def test_an_unknown_schedule_is_named():
     with pytest.raises(ValueError, match=r"'cosin'; known: \['constant', 'cosine', 'linear'\]"):
         schedule("cosin", 0, 1)

@@ -32,7 +32,7 @@ from nplus.stages.ppo import Updated, check_kl, verdict
 from nplus.stages.refill import refilled
 from nplus.stages.scorers import Gold
 from nplus.stages.scoring import failures
-from nplus.training.optim import Optimizer, schedule
+from nplus.training.optim import Optimizer
 from nplus.training.update import Beside, NonFiniteLossError, update
 
 Micro = TypeVar("Micro")
@@ -191,13 +191,7 @@ class Trainer(Generic[Micro]):
         if self.gold is not None:
             metrics["objective/gold"] = self.gold.mean(posts, responses)
         clock.lap("scores")
-        factor = schedule(
-            cfg.optim.lr_scheduler_type,
-            step,
-            self.plan.updates,
-            warmup=cfg.optim.warmup(self.plan.updates),
-        )
-        lr = self.optimizer.set_factor(factor)
+        lr = self.optimizer.follow(step, self.plan.updates)
         found = {
             **values(metrics),
             **self.train_on(minibatches, step),

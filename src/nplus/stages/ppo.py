@@ -30,7 +30,7 @@ from nplus.stages.experience import Experience, prompts_of, readable
 from nplus.stages.keeping import Keeper
 from nplus.stages.scorers import Gold
 from nplus.stages.scoring import failures
-from nplus.training.optim import Optimizer, schedule
+from nplus.training.optim import Optimizer
 from nplus.training.update import Beside, NonFiniteLossError, update
 
 
@@ -291,13 +291,7 @@ class Trainer:
         if self.gold is not None:
             metrics["objective/gold"] = self.gold.mean(posts, responses)
         clock.lap("scores")
-        factor = schedule(
-            cfg.optim.lr_scheduler_type,
-            step,
-            self.plan.updates,
-            warmup=cfg.optim.warmup(self.plan.updates),
-        )
-        lr, _ = (optimizer.set_factor(factor) for optimizer in self.optimizers.values())
+        lr, _ = (each.follow(step, self.plan.updates) for each in self.optimizers.values())
         train_metrics, first_minibatch = train_on(
             batch, self.policy, self.critic, self.optimizers, ctx, step, self.beside, self.keeper
         )

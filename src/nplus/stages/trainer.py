@@ -19,7 +19,7 @@ from nplus.seeding import take
 from nplus.stages.compute import in_halves, seed_dropout
 from nplus.stages.context import Context
 from nplus.stages.keeping import Keeper
-from nplus.training.optim import Optimizer, schedule
+from nplus.training.optim import Optimizer
 from nplus.training.update import Beside, NonFiniteLossError, update
 
 Row = TypeVar("Row")
@@ -108,10 +108,7 @@ class Trainer(Generic[Row, Micro]):
         rows = [self.rows[i] for i in index]
         micros, shared = self._micros(rows)
         told = micros if self.first_pass is None else self.first_pass.before(rows, micros)
-        factor = schedule(
-            self.optim.lr_scheduler_type, number, self.total, warmup=self.optim.warmup(self.total)
-        )
-        lr = self.optimizer.set_factor(factor)
+        lr = self.optimizer.follow(number, self.total)
         try:
             metrics = update(
                 told,

@@ -72,6 +72,14 @@ class Optimizer:
                 group["lr"] = peak * factor
         return self.peaks[-1] * factor
 
+    def follow(self, step: int, total: int) -> float:
+        """Set the rates of optimiser step `step` (0-based) out of `total` as the settings have it;
+        returns AdamW's."""
+        cfg = self.cfg
+        return self.set_factor(
+            schedule(cfg.lr_scheduler_type, step, total, warmup=cfg.warmup(total))
+        )
+
     def clip(self) -> float:
         """Clip the gradients if asked (Detail B4: the paper does not); returns the norm before."""
         limit = self.cfg.max_grad_norm
