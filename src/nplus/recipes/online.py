@@ -87,6 +87,8 @@ def real_online() -> RunConfig:
             "recipe": "real:online",
             "ppo": None,
             "model": base.model.model_copy(update={"attn_implementation": "batched"}),
+            # The second is for KL, which near-greedy responses have none of.
+            "evaluate": base.evaluate.model_copy(update={"temperatures": (0.01, 0.7)}),
             "online": OnlineConfig(
                 rounds=2,
                 prompts=96,

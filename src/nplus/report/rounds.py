@@ -193,11 +193,11 @@ def sentences(found: Rounds) -> list[str]:
     row = next((row for row in found.rows if row["round"] == found.chosen), None)
     if row is None:
         return []
-    first = found.greedy(row)
+    first, kl = found.greedy(row), found.warm(row).get("kl")
     text = (
         f"Of {len(found.rows) - 1} rounds, round {found.chosen} was chosen: on the validation "
-        f"posts it wins {span(first.get('against_sft'))} against SFT, "
-        f"{nats(found.warm(row).get('kl'))} nats a response away from it."
+        f"posts it wins {span(first.get('against_sft'))} against SFT"
+        f"{f', {nats(kl)} nats a response away from it' if kl else ''}."
     )
     bias = [
         number((r.get("pairs") or {}).get("reward_length_correlation"))
