@@ -8,8 +8,9 @@ share both by halves; and one that draws the next responses while the other trai
 (`max_staleness=1`). The three do each update in turns, so that a noisy machine is noisy to all of
 them alike. Then each policy's near-greedy responses to the test posts are set against the
 references by the gold score. Seconds are of whole updates, those at the start included, where
-nothing has been drawn ahead yet. Intervals of win rates and of their differences are bootstraps
-over posts, each with its mean over the seeds.
+nothing has been drawn ahead yet. Intervals of win rates and of their differences are by t over
+seeds, since a run is one observation of what training does; of one seed they are bootstraps over
+posts, and speak of that run alone.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from nplus.config import SamplingConfig
 from nplus.config.load import load_config, read_config
+from nplus.evaluation.effects import over_seeds
 from nplus.runs import RunRoot
 from nplus.stages import reinforce
 from nplus.stages.compute import resolve_device
@@ -95,9 +97,11 @@ def won(ctx: Context, policy: Any) -> list[float]:
     return [0.5 + 0.5 * ((ours > theirs) - (ours < theirs)) for ours, theirs in pairs]
 
 
-def over_posts(rows: Sequence[Sequence[float]]) -> Interval:
-    """The mean over posts of what each came to over the seeds."""
-    return bootstrap_mean(np.mean(np.asarray(rows), axis=0), seed=0)
+def over_runs(rows: Sequence[Sequence[float]]) -> Interval:
+    """The mean over seeds of what each came to over the posts."""
+    if len(rows) == 1:
+        return bootstrap_mean(np.asarray(rows[0]), seed=0)
+    return over_seeds(np.mean(np.asarray(rows), axis=1))
 
 
 def report(seeds: dict[int, dict[str, dict[str, Any]]]) -> dict[str, Any]:
@@ -105,12 +109,13 @@ def report(seeds: dict[int, dict[str, dict[str, Any]]]) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for way in WAYS:
         runs = [found[way] for found in seeds.values()]
-        rate = over_posts([run["won"] for run in runs])
+        rate = over_runs([run["won"] for run in runs])
         rows[way] = {
             "processes": runs[0]["processes"],
             "seconds": [sum(run["seconds"]) for run in runs],
             "update": statistics.median(s for run in runs for s in run["seconds"]),
             "win_rate": rate._asdict(),
+            "per_seed": [statistics.fmean(run["won"]) for run in runs],
             "last": [run["last"] for run in runs],
         }
         print(
@@ -120,7 +125,7 @@ def report(seeds: dict[int, dict[str, dict[str, Any]]]) -> dict[str, Any]:
     for way in SYNCHRONOUS:
         ratio = sum(rows["ahead"]["seconds"]) / sum(rows[way]["seconds"])
         pairs = [(found["ahead"]["won"], found[way]["won"]) for found in seeds.values()]
-        difference = over_posts([np.subtract(*pair).tolist() for pair in pairs])
+        difference = over_runs([np.subtract(*pair).tolist() for pair in pairs])
         rows["ahead"][f"against {way}"] = {"seconds": ratio, "win_rate": difference._asdict()}
         same = difference.low <= 0.0 <= difference.high
         print(
