@@ -86,3 +86,15 @@ def test_a_figure_of_distances_only_where_there_are_any(found, names):
     drawn = panels(found)
     assert len(drawn) == names
     assert [panel.name for panel in drawn][1:-1] == ["rounds-distance"] * (names - 2)
+
+
+def test_a_proxy_that_is_the_judge_is_drawn_once():
+    def by(judge):
+        rows = [each | {"validation": each["validation"] | {"judge": judge}} for each in FOUND.rows]
+        return panels(dataclasses.replace(FOUND, rows=tuple(rows)))[1]
+
+    gold, own = by("gold"), by("reward")
+    assert "gone too far" in gold.note
+    assert "gone too far" not in own.note
+    assert "judge's score" in gold.svg
+    assert "judge's score" not in own.svg

@@ -71,6 +71,11 @@ class Rounds:
         """The same at the last one, where KL is known."""
         return _system(row, -1)
 
+    @property
+    def judged_by_proxy(self) -> bool:
+        """Whether the reward model is the judge too, so that its score is the proxy."""
+        return any((row.get("validation") or {}).get("judge") == "reward" for row in self.rows)
+
     def cells(self) -> list[tuple[str, ...]]:
         """The table's body, in the order of `HEAD`."""
         return [self._cells(row) for row in self.rows]
@@ -136,14 +141,20 @@ def _win_rates(found: Rounds, rows: Sequence[Row]) -> Panel:
 
 
 def _distance(found: Rounds) -> Panel:
-    """Score and proxy of each round against the square root of its KL (Gao et al., 2022)."""
+    """Score and proxy of each round against the square root of its KL (Gao et al., 2022); the
+    proxy alone where it is the judge's score."""
     name = "rounds-distance"
     kls = [(number((found.warm(row).get("kl") or {}).get("value")) or 0.0) for row in found.rows]
     x = np.sqrt(np.maximum(kls, 0.0))
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(WIDTH, 300 / 72), layout="constrained")
-        axes = figure.subplots(2, sharex=True)
-        kinds = (("score", "judge's score", GREEN), ("proxy", "proxy (reward model)", BLUE))
+        kinds = [("score", "judge's score", GREEN), ("proxy", "proxy (reward model)", BLUE)]
+        note = "A dot a round; the filled one is chosen."
+        if found.judged_by_proxy:
+            del kinds[0]
+        else:
+            note += " Where the proxy rises and the score falls, the loop has gone too far."
+        figure = Figure(figsize=(WIDTH, (60 + 120 * len(kinds)) / 72), layout="constrained")
+        (axes,) = figure.subplots(len(kinds), sharex=True, squeeze=False).T
         for ax, (key, label, colour) in zip(axes, kinds, strict=True):
             y = [number(found.warm(row).get(key)) for row in found.rows]
             ax.plot(x, [np.nan if v is None else v for v in y], color=colour, linewidth=1.6)
@@ -157,10 +168,6 @@ def _distance(found: Rounds) -> Panel:
             ax.margins(y=0.2)
             ax.set_title(label, loc="left", fontsize=10.5, color=INK)
         axes[-1].set_xlabel("√KL from SFT, KL in nats per response")
-        note = (
-            "A dot a round; the filled one is chosen. Where the proxy rises and the score falls, "
-            "the loop has gone too far."
-        )
         return Panel(name, "Score against distance", note, inline(figure, name))
 
 
