@@ -168,6 +168,14 @@ def test_a_match_that_is_no_number_leaves_its_prompt_out():
     assert pairs[1].reason == "nan"
 
 
+@pytest.mark.parametrize("unread", range(4))
+def test_any_match_that_is_no_number_leaves_no_pair(unread):
+    matches = [(0, 1, 0.9), (0, 2, 0.9), (1, 2, 0.9), (0, 2, 0.9)]
+    assert knocked_out(matches, ("a", "b", "c"), min_margin=0.0).reason == ""
+    matches[unread] = (*matches[unread][:2], math.nan)
+    assert knocked_out(matches, ("a", "b", "c"), min_margin=0.0).reason == "nan"
+
+
 def replayed(row):
     """The pair that the recorded matches of a prompt lead to."""
     told = zip(row.matches, row.preferences, strict=True)

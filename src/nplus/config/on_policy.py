@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,7 +12,7 @@ from nplus.config.optim import OptimConfig
 from nplus.config.sampling import SamplingConfig
 
 
-class OnPolicyConfig(Config):
+class OnPolicyConfig(Config, ABC):
     """Responses of the policy, scored, and trained on."""
 
     stage: ClassVar[str]
@@ -70,9 +71,9 @@ class OnPolicyConfig(Config):
         return self.total_episodes // self.batch_size
 
     @property
+    @abstractmethod
     def passes(self) -> int:
         """Passes over each rollout batch."""
-        raise NotImplementedError
 
 
 def require_whole(cfg: OnPolicyConfig) -> None:
